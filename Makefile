@@ -1,0 +1,51 @@
+# make demo and make test need git, make and Python 3.11 or newer; everything else they install into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint types units docs bench clean
+
+demo: .venv/demo.stamp
+	$(BIN)/python examples/tune_regression.py
+
+test: lint types units
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test.stamp
+	$(BIN)/pyright
+
+units: .venv/test.stamp
+	$(BIN)/python -m pytest --numprocesses 2
+
+docs: .venv/docs.stamp
+	$(BIN)/mkdocs build --strict
+
+# Peers are installed into environments of their own, because their pins conflict with ours and with each other's.
+bench: .venv/bench.stamp
+	$(BIN)/python benchmarks/against_cvxpylayers.py
+
+.venv/pip.stamp:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo.stamp: .venv/pip.stamp setup.cfg constraints.txt
+	$(INSTALL) --editable '.[examples]'
+	touch $@
+
+.venv/test.stamp: .venv/pip.stamp setup.cfg constraints.txt
+	$(INSTALL) --editable '.[torch,jax,tensorflow,ecos,diffcp,examples,test]'
+	touch $@
+
+.venv/docs.stamp: .venv/pip.stamp setup.cfg constraints.txt
+	$(INSTALL) --editable '.[docs]'
+	touch $@
+
+.venv/bench.stamp: .venv/pip.stamp setup.cfg constraints.txt
+	$(INSTALL) --editable '.[bench]'
+	touch $@
+
+clean:
+	rm -rf .venv .peers build dist site

@@ -1,0 +1,138 @@
+"""The derivative of the solution map (P, q, A, b) -> (x, y, s): vjp and jvp, from arrays only.
+
+With K, U, d and t as in `cvxlayers.kkt`, the tangent (dP, dq, dA, db) moves the solution by
+
+    K [dx; t] = [-(dP x + dA'y + dq); diag(sqrt d) U'(db - dA x)],   dy = U diag(sqrt d) t,   ds = db - dA x - A dx,
+
+and, K being symmetric, cotangents (gx, gy, gs) pull back through
+
+    K [u; t] = [gx - A'gs; diag(sqrt d) U' gy],   w = U diag(sqrt d) t + gs,
+
+    dq = -u,   db = w,   dA = -(y u' + w x'),   dP = -(u x' + x u') / 2.
+
+The optimality conditions themselves are differentiated, not the homogeneous embedding that some solvers iterate on: its matrix is
+singular at every solution (Agrawal, Barratt, Boyd, Busseti, Moursi, "Differentiating through a cone program", 2019, use it with LSQR).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cvxlayers.cones import Derivative
+from cvxlayers.kkt import KKT, Solved
+from cvxlayers.program import ConeProgram, Solution
+
+KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a derivative can be trusted, per row, (rows,) each.
+
+    residual: |K z - r| / |r| of the linear solve, against the unscaled data; fallback: whether the minimum-norm least-squares solution
+    had to be taken; margin: distance of v = y - s from the nearest kink of the cones' projections relative to 1 + |v| (the strict
+    complementarity margin).
+    """
+
+    residual: np.ndarray
+    fallback: np.ndarray
+    margin: np.ndarray
+
+    @property
+    def not_unique(self) -> np.ndarray:
+        """Rows where no derivative exists because the solution is not unique: even least squares leaves a residual."""
+        return self.fallback & ~(self.residual <= 1e-6)
+
+    @property
+    def kink(self) -> np.ndarray:
+        """Rows where the solution map has, to working accuracy, only one-sided derivatives."""
+        return self.margin <= KINK
+
+
+def vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
+    """Pull cotangents of (x, y, s) back to (P, q, A, b).
+
+    All arrays are NumPy float64 with one batch axis; the solution satisfies the optimality conditions. The cotangent of P is that of
+    its stored upper triangle: off-diagonal entries collect both symmetric halves.
+    """
+    parts = [_vjp(kkt, _take(program, rows), _take(solution, rows), _take(cotangent, rows)) for rows in kkt.chunks(len(program.q))]
+    return _join([p for p, _ in parts]), _join([c for _, c in parts])
+
+
+def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
+    """Push a tangent of (P, q, A, b) forward to (x, y, s); arrays as in `vjp`."""
+    parts = [_jvp(kkt, _take(program, rows), _take(solution, rows), _take(tangent, rows)) for rows in kkt.chunks(len(program.q))]
+    return _join([s for s, _ in parts]), _join([c for _, c in parts])
+
+
+def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
+    """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary."""
+    parts = [_newton(kkt, _take(program, rows), _take(solution, rows)) for rows in kkt.chunks(len(program.q))]
+    return _join(parts)
+
+
+def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
+    pattern, n = kkt.pattern, kkt.pattern.n
+    derivative, margin = _linearize(kkt, solution)
+    top = cotangent.x - kkt.products.AT(program.A, cotangent.s)
+    solved, u, w = _solve(kkt, program, derivative, top, cotangent.y)
+    w = w + cotangent.s
+    x, y = solution.x, solution.y
+    rows, columns = pattern.P_indices, pattern.P_columns
+    dP = -(u[:, rows] * x[:, columns] + x[:, rows] * u[:, columns]) * np.where(rows == columns, 0.5, 1.0)
+    rows, columns = pattern.A_indices, pattern.A_columns
+    dA = -(y[:, rows] * u[:, columns] + w[:, rows] * x[:, columns])
+    return ConeProgram(dP, -u, dA, w), Certificate(solved.residual, solved.fallback, margin)
+
+
+def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
+    products, x, y = kkt.products, solution.x, solution.y
+    derivative, margin = _linearize(kkt, solution)
+    top = -(products.P(tangent.P, x) + products.AT(tangent.A, y) + tangent.q)
+    bottom = tangent.b - products.A(tangent.A, x)
+    solved, dx, dy = _solve(kkt, program, derivative, top, bottom)
+    ds = bottom - products.A(program.A, dx)
+    return Solution(dx, dy, ds), Certificate(solved.residual, solved.fallback, margin)
+
+
+def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
+    products, x, y, s = kkt.products, solution.x, solution.y, solution.s
+    derivative, _ = _linearize(kkt, solution)
+    dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
+    primal_residual = products.A(program.A, x) + s - program.b
+    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, fallback=False)
+    v = y - s + dy + primal_residual + products.A(program.A, dx)
+    y = kkt.dual_cone.project(v)
+    return Solution(x + dx, y, y - v, solution.status, solution.iterations)
+
+
+def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
+    v = solution.y - solution.s
+    size = 1 + np.max(abs(v), axis=1, initial=0.0)
+    return kkt.dual_cone.derivative(v), kkt.dual_cone.margin(v) / size
+
+
+def _solve(
+    kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, *, fallback: bool = True
+) -> tuple[Solved, np.ndarray, np.ndarray]:
+    """K [u; t] = [top; diag(sqrt d) U' bottom]: the solve's record, u, and U diag(sqrt d) t."""
+    n = kkt.pattern.n
+    root = np.sqrt(derivative.values)
+    rhs = np.concatenate([top, root * derivative.rotate(bottom, transpose=True)], axis=1)
+    solved = kkt.solve(kkt.assemble(program, derivative), rhs, fallback=fallback)
+    return solved, solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
+
+
+def _take(record, rows: slice):
+    return type(record)(**{name: None if a is None else a[rows] for name, a in vars(record).items()})
+
+
+def _join(parts: list):
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return type(first)(
+        **{name: None if a is None else np.concatenate([getattr(p, name) for p in parts]) for name, a in vars(first).items()}
+    )

@@ -1,0 +1,114 @@
+"""Products of cones: what the rows of a whole program lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+from array_api_compat import array_namespace
+
+from cvxlayers.cones.base import Array, Block, Cone, Derivative
+from cvxlayers.cones.exponential import Exponential
+from cvxlayers.cones.linear import NonNegative, Zero
+from cvxlayers.cones.power import Power
+from cvxlayers.cones.second_order import SecondOrder
+from cvxlayers.cones.semidefinite import Semidefinite
+
+ORDER: tuple[type[Cone], ...] = (Zero, NonNegative, SecondOrder, Semidefinite, Exponential, Power)
+
+
+@dataclass(frozen=True)
+class Product(Cone):
+    """The product of ``cones``, one after the other; a product among them is replaced by its own cones.
+
+    Consecutive equal cones are handled by one call on (*batch, count, dim).
+
+    >>> import numpy as np
+    >>> cone = Product((NonNegative(2), SecondOrder(2)))
+    >>> cone.dim
+    4
+    >>> cone.project(np.array([1.0, -1.0, 0.0, 2.0]))
+    array([1., 0., 1., 1.])
+    """
+
+    cones: tuple[Cone, ...]
+
+    def __post_init__(self) -> None:
+        flat = (part for cone in self.cones for part in (cone.cones if isinstance(cone, Product) else (cone,)))
+        object.__setattr__(self, "cones", tuple(flat))
+
+    @cached_property
+    def dim(self) -> int:
+        return sum(cone.dim for cone in self.cones)
+
+    @cached_property
+    def kinds(self) -> frozenset[type[Cone]]:
+        """The classes of the cones present."""
+        return frozenset(type(cone) for cone in self.cones)
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether the cones come in the order zero, nonnegative, second-order, semidefinite, exponential, power, and no others."""
+        if not self.kinds <= set(ORDER):
+            return False
+        ranks = [ORDER.index(type(cone)) for cone in self.cones]
+        return ranks == sorted(ranks)
+
+    def project(self, v: Array) -> Array:
+        return _join(v, [cone.project(part) for cone, _, part in self._parts(v)])
+
+    def derivative(self, v: Array) -> Derivative:
+        xp = array_namespace(v)
+        batch = v.shape[:-1]
+        values, blocks = [], []
+        for cone, start, part in self._parts(v):
+            derivative = cone.derivative(part)
+            values.append(derivative.values)
+            for block in derivative.blocks:
+                count = part.shape[-2] * block.count
+                vectors = xp.reshape(block.vectors, (*batch, count, block.size, block.size))
+                blocks.append(Block(start, count, block.size, vectors))
+        return Derivative(_join(v, values), tuple(blocks))
+
+    def dual(self) -> Product:
+        return Product(tuple(cone.dual() for cone in self.cones))
+
+    def margin(self, v: Array) -> Array:
+        xp = array_namespace(v)
+        margins = [cone.margin(part) for cone, _, part in self._parts(v)]
+        return xp.min(xp.concat(margins, axis=-1), axis=-1) if margins else Zero(0).margin(v)
+
+    def _parts(self, v: Array) -> Iterator[tuple[Cone, int, Array]]:
+        """For every run its cone, its first coordinate and its coordinates as (*batch, count, dim)."""
+        xp = array_namespace(v)
+        for cone, start, count in self._runs:
+            part = v[..., start : start + count * cone.dim]
+            yield cone, start, xp.reshape(part, (*v.shape[:-1], count, cone.dim))
+
+    @cached_property
+    def _runs(self) -> tuple[tuple[Cone, int, int], ...]:
+        """(cone, first coordinate, count) for every run of consecutive equal cones."""
+        runs, start = [], 0
+        for cone, run in groupby(self.cones):
+            count = len(tuple(run))
+            runs.append((cone, start, count))
+            start += count * cone.dim
+        return tuple(runs)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.cones)
+
+
+def _join(v: Array, parts: list[Array]) -> Array:
+    """Arrays (*batch, count, dim) side by side as (*batch, sum of count * dim); the empty v where there are none."""
+    xp = array_namespace(v)
+    flat = [xp.reshape(part, (*v.shape[:-1], part.shape[-2] * part.shape[-1])) for part in parts]
+    if not flat:
+        return v
+    return flat[0] if len(flat) == 1 else xp.concat(flat, axis=-1)

@@ -1,0 +1,45 @@
+"""A root finder for whole batches: a fixed number of safeguarded Newton steps, no branch on values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cvxlayers.cones.base import Array
+
+STEPS = 22
+"""Newton steps; `benchmarks` of four million points from 1e-300 to 1 needed at most 16 for the exponential cone."""
+
+
+def increasing_root(xp, function: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, start: Array) -> Array:
+    """The root in [low, high] of increasing functions that may run into logarithmic singularities at either end.
+
+    ``function`` maps points to (value, slope). All arrays are (*batch), low <= start <= high. Newton's method runs in the coordinate t of
+
+        point(t) = start + softplus(t + left) - left - softplus(t - right),   left = start - low, right = high - start,
+
+    which is the identity in the middle of the interval and approaches its ends exponentially: log(point - low) is linear in t there, so
+    functions with logarithms at the ends and linear growth between are nearly linear in t. A step that leaves the bracket becomes a
+    bisection. Every row takes the same number of steps, whatever its neighbours do.
+    """
+    left, right = start - low, high - start
+    # beyond 60 the distance to an end is below exp(-60)
+    below, above = -left - 60, right + 60
+    t = xp.zeros_like(start)
+    point = start
+    for _ in range(STEPS):
+        near_low, near_high = xp.exp(-xp.abs(t + left)), xp.exp(-xp.abs(t - right))
+        middle = xp.minimum(xp.maximum(t, -left), right)
+        point = start + (middle + (xp.log1p(near_low) - xp.log1p(near_high)))
+        point = xp.minimum(xp.maximum(point, low), high)
+        value, slope = function(point)
+        slope = slope * (_sigmoid(xp, t + left, near_low) - _sigmoid(xp, t - right, near_high))
+        below, above = xp.where(value < 0, t, below), xp.where(value < 0, above, t)
+        usable = slope > 1e-200
+        newton = t - value / xp.where(usable, slope, 1.0)
+        t = xp.where(usable & (newton >= below) & (newton <= above), newton, (below + above) / 2)
+    return point
+
+
+def _sigmoid(xp, t: Array, small: Array) -> Array:
+    """1/(1 + exp(-t)), with small = exp(-|t|)."""
+    return xp.where(t > 0, 1.0, small) / (1 + small)

@@ -1,0 +1,303 @@
+"""The cone program as a differentiable layer on NumPy arrays: (P, q, A, b) -> (x, y, s), any solver, any number of batch axes.
+
+    minimize 1/2 x'Px + q'x   subject to  Ax + s = b,  s in K
+
+Above the solvers, once for all of them: data that are not finite never reach a solver; an infinite entry of b in a nonnegative row is
+a missing bound; the answer is polished by a Newton step, judged by residuals of the unscaled data, and flagged. What a solver says of
+itself is never the last word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cvxlayers import adjoint, failures, solvers
+from cvxlayers.adjoint import Certificate
+from cvxlayers.cones import NonNegative
+from cvxlayers.errors import Status
+from cvxlayers.kkt import KKT
+from cvxlayers.products import Residuals, residuals
+from cvxlayers.program import ConeProgram, Info, Pattern, Solution
+from cvxlayers.solvers.base import Solver
+
+SOLVED = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
+REDUCED = 1e-4  # residuals up to this make it INACCURATE, beyond it the row has failed
+POLISHED = 1e-13  # residuals below this are left alone
+POLISHING = 4  # Newton steps at most: linear constraints need one, curved cones converge quadratically from the second on
+DIVERGED = 1e-2  # a residual beyond this after a Newton step: the start was outside the region of convergence
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A program ready for linear algebra: finite numbers only, one batch axis; ``missing`` (rows, m) marks bounds that are infinite."""
+
+    program: ConeProgram
+    missing: np.ndarray | None
+
+
+class ConicLayer:
+    """A batch of cone programs that share a `Pattern`, solved and differentiated.
+
+        minimize 1/2 x'Px + q'x   subject to  Ax + s = b,  s in K
+
+    ``solver`` names a solver (None: chosen from the pattern alone), ``solver_args`` its options. Raises ValueError for a solver that
+    cannot take the pattern, and for unknown options.
+
+    >>> import numpy as np, scipy.sparse as sp
+    >>> from cvxlayers.cones import NonNegative, Product
+    >>> pattern = Pattern.of(sp.eye(2), -sp.eye(2), Product((NonNegative(2),)))
+    >>> layer = ConicLayer(pattern)
+    >>> x, y, s = layer(np.ones(2), np.array([1.0, -1.0]), -np.ones(2), np.zeros(2))
+    >>> np.round(x, 9) + 0.0
+    array([0., 1.])
+    """
+
+    def __init__(self, pattern: Pattern, solver: str | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
+        self.pattern = pattern
+        self.kkt = KKT(pattern)
+        self._name, self._args = solver, dict(solver_args or {})
+        self._warned: set[str] = set()
+        self._solver = self._configure(self._args)
+        kinds = [np.full(cone.dim, isinstance(cone, NonNegative)) for cone in pattern.cone.cones]
+        self._nonnegative = np.concatenate(kinds) if kinds else np.zeros(0, dtype=bool)
+
+    @property
+    def solver(self) -> Solver:
+        """The solver with its settings."""
+        return self._solver
+
+    def __call__(
+        self,
+        P: np.ndarray,
+        q: np.ndarray,
+        A: np.ndarray,
+        b: np.ndarray,
+        *,
+        solver_args: Mapping[str, Any] | None = None,
+        return_info: bool = False,
+        on_failure: str = "raise",
+        warm_start: Info | None = None,
+    ):
+        """Solve: P (*batch, nnzP), q (*batch, n), A (*batch, nnzA), b (*batch, m) -> x (*batch, n), y (*batch, m), s (*batch, m).
+
+        Batch shapes are equal, or () for what all rows share. With ``return_info`` the result is ((x, y, s), info). Raises ValueError
+        for shapes that do not fit and SolverError for failed rows under ``on_failure="raise"``.
+        """
+        failures.check_policy(on_failure)
+        program, batch = self._broadcast(P, q, A, b)
+        solution, info = self.solve(program, batch, solver_args=solver_args, warm_start=warm_start)
+        failures.settle(info, on_failure)
+        solution = shaped(failures.mask_failed(solution, info.status.reshape(-1), on_failure), batch)
+        outputs = (solution.x, solution.y, solution.s)
+        return (outputs, info) if return_info else outputs
+
+    def solve(
+        self,
+        program: ConeProgram,
+        batch: tuple[int, ...],
+        *,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: Info | None = None,
+        invalid: np.ndarray | None = None,
+    ) -> tuple[Solution, Info]:
+        """Solve a flat batch: program (rows, ...), rows = prod(batch); the Solution is flat, the Info in batch shape.
+
+        Rows marked ``invalid`` (rows,) and rows with data that are not finite become INVALID_PARAMETER without reaching the solver.
+        """
+        solver = self._configure({**self._args, **solver_args}) if solver_args else self._solver
+        rows, m, n = len(program.q), self.pattern.m, self.pattern.n
+        settled, valid = self._settle_data(program, invalid)
+        start = self._start(solver, warm_start, batch, valid)
+
+        status = np.full(rows, Status.INVALID_PARAMETER, dtype=np.int8)
+        solution = Solution(
+            np.full((rows, n), np.nan), np.full((rows, m), np.nan), np.full((rows, m), np.nan), status, np.zeros(rows, dtype=np.int64)
+        )
+        quality = Residuals(*(np.full(rows, np.nan) for _ in range(4)))
+        if valid.any():
+            good = ConeProgram(*(np.ascontiguousarray(a[valid]) for a in vars(settled.program).values()))
+            raw = solver.solve(self.pattern, good, start)
+            polished, judged = self._judge(solver, good, raw)
+            for name, array in vars(solution).items():
+                array[valid] = getattr(polished, name)
+            for name, array in vars(quality).items():
+                array[valid] = getattr(judged, name)
+        if settled.missing is not None:
+            solution.s[settled.missing] = np.inf
+        objective = np.where(status <= Status.INACCURATE, quality.objective, np.nan)
+        objective[status == Status.PRIMAL_INFEASIBLE] = np.inf
+        objective[status == Status.DUAL_INFEASIBLE] = -np.inf
+        warm = np.zeros(rows, dtype=bool)
+        if start is not None:
+            warm[valid] = np.isfinite(start.x).all(axis=1)
+        per_row = (status, objective, quality.primal, quality.dual, quality.gap, solution.iterations)
+        info = Info(*(a.reshape(batch) for a in per_row), solver.name, warm.reshape(batch), shaped(solution, batch))
+        return solution, info
+
+    def vjp(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
+        """Pull cotangents of (x, y, s) back to (P, q, A, b); flat batches (rows, ...). Failed rows get zero.
+
+        The equations stand in `cvxlayers.adjoint`. Issues a GradientWarning that names rows whose derivative is not an ordinary one.
+        """
+        return self._differentiate(adjoint.vjp, program, solution, cotangent)
+
+    def jvp(self, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
+        """Push a tangent of (P, q, A, b) forward to (x, y, s); flat batches (rows, ...). Failed rows get zero."""
+        return self._differentiate(adjoint.jvp, program, solution, tangent)
+
+    def certify(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> Certificate:
+        """How far the derivative of each row can be trusted for this cotangent, without warning."""
+        return self._differentiate(adjoint.vjp, program, solution, cotangent, warn=False)[1]
+
+    def _differentiate(self, rule, program: ConeProgram, solution: Solution, direction, *, warn: bool = True):
+        good = solution.status <= Status.INACCURATE
+        settled, _ = self._settle_data(program, ~good)
+        if settled.missing is not None:
+            solution = replace(solution, s=np.where(settled.missing, 1.0, solution.s))
+            if isinstance(direction, Solution):
+                direction = replace(direction, s=np.where(settled.missing, 0.0, direction.s))
+            else:
+                direction = self._without(direction, settled.missing)
+        if good.all():
+            result, certificate = rule(self.kkt, settled.program, solution, direction)
+        else:
+            result, certificate = rule(self.kkt, _rows(settled.program, good), _rows(solution, good), _rows(direction, good))
+            result = _scatter(result, good, 0.0)
+            certificate = _scatter(certificate, good, np.nan)
+        if settled.missing is not None and isinstance(result, ConeProgram):
+            result = self._without(result, settled.missing)
+        if warn:
+            failures.warn_gradient(certificate)
+        return result, certificate
+
+    def _judge(self, solver: Solver, program: ConeProgram, raw: Solution) -> tuple[Solution, Residuals]:
+        """Polish what can be polished, then replace the solver's word by what the residuals say."""
+        usable = (raw.status <= Status.INACCURATE) & np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
+        finite = Solution(*(np.where(usable[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s)), raw.status, raw.iterations)
+        found = residuals(self.kkt.products, program, finite.x, finite.y, finite.s)
+        finite, found = self._polish(program, finite, found, usable)
+        tolerance = max(SOLVED, 10 * solver.tolerance)
+        verdict = np.full(len(usable), Status.NUMERICAL_ERROR, dtype=np.int8)
+        verdict[found.worst <= max(REDUCED, tolerance)] = Status.INACCURATE
+        verdict[found.worst <= tolerance] = Status.SOLVED
+        claimed = raw.status <= Status.INACCURATE
+        status = np.where(claimed, np.where(usable, verdict, Status.NUMERICAL_ERROR), raw.status).astype(np.int8)
+        last = Solution(*(np.where(usable[:, None], a, r) for a, r in zip((finite.x, finite.y, finite.s), (raw.x, raw.y, raw.s), strict=True)))
+        for array in vars(found).values():
+            array[~usable] = np.nan
+        return replace(last, status=status, iterations=raw.iterations), found
+
+    def _polish(self, program: ConeProgram, best: Solution, found: Residuals, usable: np.ndarray) -> tuple[Solution, Residuals]:
+        """Newton steps on the residual map; each row keeps the best point met, which may be the one it came with.
+
+        On a curved cone the first step may leave the cone's surface by the square of its length before the next ones converge
+        quadratically, so a step is not judged alone.
+        """
+        rows = np.flatnonzero(usable & ~(found.worst <= POLISHED))
+        part, point = _rows(program, rows), _rows(best, rows)
+        for _ in range(POLISHING):
+            if not len(rows):
+                break
+            point = adjoint.newton(self.kkt, part, point)
+            after = residuals(self.kkt.products, part, point.x, point.y, point.s)
+            better = after.worst < found.worst[rows]
+            for record, source in ((best, point), (found, after)):
+                for name in ("x", "y", "s") if record is best else vars(found):
+                    getattr(record, name)[rows[better]] = getattr(source, name)[better]
+            going = (after.worst > POLISHED) & (after.worst < DIVERGED)
+            rows, part, point = rows[going], _rows(part, going), _rows(point, going)
+        return best, found
+
+    def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[Settled, np.ndarray]:
+        """Finite data and the rows (rows,) that have them; a nonnegative row with b = inf becomes 0'x + s = 1."""
+        valid = np.isfinite(program.P).all(1) & np.isfinite(program.q).all(1) & np.isfinite(program.A).all(1)
+        b_finite = np.isfinite(program.b)
+        missing = None
+        if not b_finite.all():
+            absent = (program.b == np.inf) & self._nonnegative
+            valid &= (b_finite | absent).all(1)
+            if absent.any():
+                missing = absent
+                A = np.where(absent[:, self.pattern.A_indices], 0.0, program.A)
+                program = replace(program, A=A, b=np.where(absent, 1.0, program.b))
+        if invalid is not None:
+            valid &= ~invalid
+        return Settled(program, missing), valid
+
+    def _without(self, program: ConeProgram, missing: np.ndarray) -> ConeProgram:
+        """A tangent or cotangent without its part in missing rows."""
+        A = np.where(missing[:, self.pattern.A_indices], 0.0, program.A)
+        return replace(program, A=A, b=np.where(missing, 0.0, program.b))
+
+    def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray) -> Solution | None:
+        if info is None:
+            return None
+        if not isinstance(info, Info):
+            raise ValueError(f"warm_start is a {type(info).__name__}; wanted the info of an earlier call (return_info=True)")
+        if info.status.shape != batch or info.solution.x.shape[-1] != self.pattern.n or info.solution.y.shape[-1] != self.pattern.m:
+            raise ValueError(
+                f"warm_start has batch shape {info.status.shape} and sizes {info.solution.x.shape[-1]}, {info.solution.y.shape[-1]}; "
+                f"wanted {batch} and {self.pattern.n}, {self.pattern.m}, as in the call that made it"
+            )
+        if not solver.warm_start:
+            return None
+        cold = ~(info.status.reshape(-1, 1) <= Status.INACCURATE)
+        x, y, s = (np.where(cold, np.nan, a.reshape(len(cold), a.shape[-1]))[valid] for a in (info.solution.x, info.solution.y, info.solution.s))
+        return Solution(x, y, np.where(np.isinf(s), 1.0, s))
+
+    def _configure(self, args: Mapping[str, Any]) -> Solver:
+        solver, ignored = solvers.get(self._name, args, self.pattern)
+        fresh = [name for name in ignored if name not in self._warned]
+        if fresh:
+            self._warned.update(fresh)
+            warnings.warn(
+                f"solver_args {', '.join(map(repr, fresh))} mean nothing to solver {solver.name!r} and are ignored", FutureWarning, stacklevel=3
+            )
+        return solver
+
+    def _broadcast(self, P: Any, q: Any, A: Any, b: Any) -> tuple[ConeProgram, tuple[int, ...]]:
+        pattern = self.pattern
+        arrays = [np.asarray(a, dtype=np.float64) for a in (P, q, A, b)]
+        names, widths = ("P", "q", "A", "b"), (pattern.nnzP, pattern.n, pattern.nnzA, pattern.m)
+        for name, width, array in zip(names, widths, arrays, strict=True):
+            if array.ndim == 0 or array.shape[-1] != width:
+                raise ValueError(f"{name} has shape {array.shape}; wanted (*batch, {width}), the entries stored by the pattern")
+        batch = common_batch([(name, a.shape[:-1]) for name, a in zip(names, arrays, strict=True)])
+        rows = int(np.prod(batch))
+        flat = (np.broadcast_to(a.reshape(-1, w) if a.ndim > 1 else a, (rows, w)) for a, w in zip(arrays, widths, strict=True))
+        return ConeProgram(*flat), batch
+
+
+def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
+    """The one batch shape that is not (); raises ValueError naming two that differ."""
+    found = [(name, shape) for name, shape in shapes if shape != ()]
+    for name, shape in found:
+        if shape != found[0][1]:
+            raise ValueError(
+                f"{found[0][0]} has batch shape {found[0][1]} and {name} has batch shape {shape}; wanted equal batch shapes, or none for "
+                "what all rows share"
+            )
+    return found[0][1] if found else ()
+
+
+def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
+    """A flat solution in batch shape."""
+    return Solution(*(a.reshape(batch + a.shape[1:]) for a in vars(solution).values()))
+
+
+def _rows(record, rows: np.ndarray):
+    return type(record)(**{name: None if a is None else a[rows] for name, a in vars(record).items()})
+
+
+def _scatter(record, rows: np.ndarray, fill: float):
+    def spread(a: np.ndarray) -> np.ndarray:
+        out = np.full((len(rows), *a.shape[1:]), fill if a.dtype.kind == "f" else 0, dtype=a.dtype)
+        out[rows] = a
+        return out
+
+    return type(record)(**{name: None if a is None else spread(a) for name, a in vars(record).items()})

@@ -1,0 +1,296 @@
+"""The linear system at a solution: assemble, factor, solve, refine, fall back.
+
+Let v = y - s, so that y = Pi_K*(v) and s = Pi_K*(v) - v, and let D = U diag(d) U' be the derivative of Pi_K* at v. With
+B = diag(sqrt d) U' A and dy = U diag(sqrt d) t, the linearized optimality conditions
+
+    P dx + A'dy = r1,   A dx + ds = r2,   dy = D dv,   ds = dy - dv     are     K [dx; t] = [r1; diag(sqrt d) U' r2],
+
+    K = [[P, B'], [B, -diag(1 - d)]],   dv = dy - ds,   ds = r2 - A dx.
+
+K is symmetric: one factorization serves the derivative (jvp), its adjoint (vjp) and a Newton step. It extends the active set of a
+quadratic program to every cone: d = 1 is an active row, d = 0 an inactive one, whose equation reads t = 0. Size and pattern do not
+depend on the data. K + diag(eps I, -eps I) is quasi-definite, so LDL' exists for every elimination order (Vanderbei, "Symmetric
+quasidefinite matrices", SIAM J. Optim. 1995); the perturbation is removed by iterative refinement against K itself.
+
+Where K is singular and the right-hand side outside its range (the solution is not unique), refinement cannot converge, and the
+minimum-norm least-squares solution is computed instead, and reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import qdldl
+import scipy.sparse as sp
+
+from cvxlayers.cones import Derivative
+from cvxlayers.products import Products, Segments
+from cvxlayers.program import ConeProgram, Pattern
+
+REGULARIZATION = 1e-9  # of the equilibrated K: small against its entries, large against the rounding of its factors
+REFINEMENTS = 30  # each gains at least a factor two, else it stops
+CONVERGED = 1e-14  # of the equilibrated residual, relative to the right-hand side: nothing is left to refine
+TRUSTED = 1e-6  # a relative residual above this one sends a row to the least-squares fallback
+DAMPING = 1e-9  # of the least-squares system, relative to the largest entry of K squared: rounding over damping is its accuracy
+CHUNK = 1 << 23  # numbers in the largest work array of one chunk of rows
+
+
+@dataclass(frozen=True)
+class Solved:
+    """K z = r, row by row: z (rows, n + m), the relative residual |K z - r| / |r| of the unscaled system and whether the fallback ran."""
+
+    z: np.ndarray
+    residual: np.ndarray
+    fallback: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Rotated:
+    """Index maps of B = diag(sqrt d) U' A for the equal cones of one Block: A is gathered into dense (count, size, width) pieces."""
+
+    first: int
+    entries: np.ndarray
+    cells: np.ndarray
+    shape: tuple[int, int, int]
+    picked: np.ndarray
+    positions: np.ndarray
+
+
+class KKT:
+    """The system of one `Pattern`: all index arrays are computed once; methods take NumPy float64 with one batch axis (rows, ...)."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        n, m = pattern.n, pattern.m
+        self.size = n + m
+        self.dual_cone = pattern.cone.dual()
+        blocks = self.dual_cone.derivative(np.zeros((1, m))).blocks
+        rotated = np.zeros(m, dtype=bool)
+        for block in blocks:
+            rotated[block.start : block.start + block.count * block.size] = True
+
+        # The upper triangle of K, column by column: P and a diagonal, then B' and a diagonal.
+        linear = np.flatnonzero(~rotated[pattern.A_indices])
+        pieces = [_piece(pattern, block.start, block.count, block.size) for block in blocks]
+        rows = [pattern.P_indices, np.arange(self.size), pattern.A_columns[linear], *(p[0] for p in pieces)]
+        columns = [pattern.P_columns, np.arange(self.size), n + pattern.A_indices[linear], *(p[1] for p in pieces)]
+        upper = sp.csc_matrix((np.ones(sum(map(len, rows))), (np.concatenate(rows), np.concatenate(columns))), shape=(self.size, self.size))
+        upper.sum_duplicates()
+        self.indices, self.indptr = upper.indices, upper.indptr
+        self.nnz = len(self.indices)
+        self._columns = np.repeat(np.arange(self.size), np.diff(self.indptr))
+        keys = self._columns.astype(np.int64) * self.size + self.indices
+
+        def positions(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            return np.searchsorted(keys, columns.astype(np.int64) * self.size + rows)
+
+        self._P = positions(rows[0], columns[0])
+        self._diagonal = positions(rows[1], columns[1])
+        self._linear, self._linear_rows, self._linear_entries = positions(rows[2], columns[2]), pattern.A_indices[linear], linear
+        self._rotated = [
+            _Rotated(block.start, *piece[2:], positions(*piece[:2])) for block, piece in zip(blocks, pieces, strict=True)
+        ]
+        self._sign = np.where(np.arange(self.size) < n, 1.0, -1.0)
+
+        # The full symmetric matrix by columns: its own entry numbers, for products and column maxima.
+        off = self.indices != self._columns
+        rows_, columns_ = np.r_[self.indices, self._columns[off]], np.r_[self._columns, self.indices[off]]
+        order = np.lexsort((rows_, columns_))
+        self._full = np.r_[np.arange(self.nnz), np.flatnonzero(off)][order]
+        self._full_indices = rows_[order].astype(np.int32)
+        self._full_columns = columns_[order]
+        self._full_indptr = np.searchsorted(self._full_columns, np.arange(self.size + 1)).astype(np.int32)
+        self._by_column = Segments.by(self._full_columns, self.size)
+        self._spare: list[_Workspace] = []
+        self.products = Products.of(pattern)
+
+    def chunks(self, rows: int) -> list[slice]:
+        """Slices of the batch small enough that the work arrays of each stay in the cache or at least in memory."""
+        width = max([self.nnz, *(np.prod(r.shape) for r in self._rotated), *(r.shape[0] * r.shape[1] ** 2 for r in self._rotated)])
+        step = int(max(1, CHUNK // max(1, width)))
+        return [slice(i, i + step) for i in range(0, max(rows, 1), step)]
+
+    def assemble(self, program: ConeProgram, derivative: Derivative) -> np.ndarray:
+        """The stored entries of K, (rows, nnz), from the numbers of the program and D = derivative of Pi_K* at y - s."""
+        n = self.pattern.n
+        root = np.sqrt(derivative.values)
+        values = np.zeros((len(program.q), self.nnz))
+        values[:, self._P] = program.P
+        values[:, self._diagonal[n:]] = derivative.values - 1
+        values[:, self._linear] = program.A[:, self._linear_entries] * root[:, self._linear_rows]
+        for maps, block in zip(self._rotated, derivative.blocks, strict=True):
+            count, size, width = maps.shape
+            dense = np.zeros((len(values), count * size * width))
+            dense[:, maps.cells] = program.A[:, maps.entries]
+            turned = np.swapaxes(block.vectors, -1, -2) @ dense.reshape(-1, count, size, width)
+            turned *= root[:, maps.first : maps.first + count * size].reshape(-1, count, size, 1)
+            values[:, maps.positions] = turned.reshape(len(values), -1)[:, maps.picked]
+        return values
+
+    def solve(self, values: np.ndarray, rhs: np.ndarray, *, fallback: bool = True) -> Solved:
+        """Solve K z = rhs for every row; values (rows, nnz), rhs (rows, n + m).
+
+        A row whose relative residual stays above `TRUSTED` gets the minimum-norm least-squares solution (unless ``fallback`` is off).
+        """
+        scale = self._equilibration(values)
+        scaled = values * scale[:, self.indices] * scale[:, self._columns]
+        # The derivative is linear in rhs: solving for rhs / |rhs| keeps tolerances meaningful for gradients of any size.
+        peak = np.max(abs(rhs), axis=1, initial=0.0)
+        peak[peak == 0] = 1.0
+        unit = rhs / peak[:, None]
+        z = np.zeros_like(rhs)
+        regularized = scaled.copy()
+        regularized[:, self._diagonal] += REGULARIZATION * self._sign
+        full = scaled[:, self._full]
+        right = unit * scale
+        try:  # one workspace per thread at a time; pop and append are atomic
+            workspace = self._spare.pop()
+        except IndexError:
+            workspace = _Workspace(self.indices, self.indptr, self._full_indices, self._full_indptr)
+        for row in range(len(rhs)):
+            z[row] = workspace.solve(regularized[row], full[row], right[row])
+        self._spare.append(workspace)
+        z *= scale
+        residual = self._residual(values, z, unit)
+        poor = ~(residual <= TRUSTED) & np.isfinite(peak)
+        if not fallback:
+            poor[:] = False
+        if poor.any():
+            z[poor] = [self._least_squares(v, r) for v, r in zip(values[poor], unit[poor], strict=True)]
+            residual[poor] = self._residual(values[poor], z[poor], unit[poor])
+        return Solved(z * peak[:, None], residual, poor)
+
+    def _equilibration(self, values: np.ndarray) -> np.ndarray:
+        """Scales e (rows, n + m) that bring the largest entry of every column of diag(e) K diag(e) near one (Ruiz 2001)."""
+        full = abs(values[:, self._full])
+        scale = np.ones((len(values), self.size))
+        for _ in range(2):
+            largest = self._by_column.reduce(full, np.maximum)
+            step = 1 / np.sqrt(np.where(largest > 0, largest, 1.0))
+            full = full * step[:, self._full_indices] * step[:, self._full_columns]
+            scale *= step
+        return scale
+
+    def _residual(self, values: np.ndarray, z: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+        """|K z - rhs| / |rhs| in the Euclidean norm, (rows,); zero where rhs is zero."""
+        Kz = self._by_column.reduce(values[:, self._full] * z[:, self._full_indices])
+        norm = np.linalg.norm(rhs, axis=1)
+        return np.linalg.norm(Kz - rhs, axis=1) / np.where(norm > 0, norm, 1.0)
+
+    def _least_squares(self, values: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+        """The minimum-norm minimizer of |K z - rhs| for one row.
+
+        Proximal steps (K'K + lam I) dz = K'(rhs - K z) from z = 0 stay in the range of K and converge to it; each is one solve with the
+        quasi-definite [[I, K], [K, -lam I]].
+        """
+        largest = max(np.max(abs(values)), np.finfo(float).tiny)
+        full = values[self._full] / largest
+        data = np.empty(self.size * 2 + len(full))
+        data[self._augmented.ones] = 1.0
+        data[self._augmented.damped] = -DAMPING
+        data[self._augmented.entries] = full
+        solver = qdldl.Solver(_Upper(self._augmented.indices, self._augmented.indptr, data, 2 * self.size), upper=True)
+        z = np.zeros(self.size)
+        target = rhs / largest
+        for _ in range(REFINEMENTS):
+            Kz = np.add.reduceat(full * z[self._full_indices], self._full_indptr[:-1])
+            step = solver.solve(np.r_[target - Kz, np.zeros(self.size)])[self.size :]
+            z += step
+            if np.max(abs(step)) <= 1e-13 * np.max(abs(z)):
+                break
+        return z
+
+    @cached_property
+    def _augmented(self) -> _Augmented:
+        size, counts = self.size, np.diff(self._full_indptr)
+        indptr = np.r_[np.arange(size), size + np.r_[0, np.cumsum(counts + 1)]].astype(np.int32)
+        damped = indptr[size + 1 :] - 1
+        indices = np.empty(indptr[-1], dtype=np.int32)
+        entries = np.ones(indptr[-1], dtype=bool)
+        entries[:size] = entries[damped] = False
+        indices[:size] = np.arange(size)
+        indices[damped] = size + np.arange(size)
+        indices[entries] = self._full_indices
+        return _Augmented(indices, indptr, np.arange(size), damped, np.flatnonzero(entries))
+
+    def __reduce__(self):
+        return KKT, (self.pattern,)
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """The pattern of [[I, K], [K, -lam I]] (upper triangle) and where each kind of entry stands in it."""
+
+    indices: np.ndarray
+    indptr: np.ndarray
+    ones: np.ndarray
+    damped: np.ndarray
+    entries: np.ndarray
+
+
+class _Upper:
+    """What qdldl reads of a sparse matrix, without the cost of making one."""
+
+    def __init__(self, indices: np.ndarray, indptr: np.ndarray, data: np.ndarray, size: int) -> None:
+        self.indices, self.indptr, self.data = indices, indptr, data
+        self.shape, self.nnz = (size, size), len(indices)
+
+
+class _Workspace:
+    """One symbolic factorization, used by one thread at a time; the numbers are replaced row by row."""
+
+    def __init__(self, indices: np.ndarray, indptr: np.ndarray, full_indices: np.ndarray, full_indptr: np.ndarray) -> None:
+        size = len(indptr) - 1
+        self._upper = _Upper(indices, indptr, np.zeros(len(indices)), size)
+        self._full = sp.csr_matrix((np.zeros(len(full_indices)), full_indices, full_indptr), shape=(size, size))
+        self._solver: qdldl.Solver | None = None
+
+    def solve(self, regularized: np.ndarray, full: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+        """Refactor, solve, refine: the solution of the unregularized system as far as refinement reaches."""
+        self._upper.data = regularized
+        self._full.data = full
+        try:
+            if self._solver is None:
+                self._solver = qdldl.Solver(self._upper, upper=True)
+            else:
+                self._solver.update(self._upper, upper=True)
+        except RuntimeError:  # a pivot vanished: the caller sees the residual and falls back
+            self._solver = None
+            return np.zeros_like(rhs)
+        z = self._solver.solve(rhs)
+        residual = rhs - self._full @ z
+        error, goal = abs(residual).max(), CONVERGED * abs(rhs).max()
+        for _ in range(REFINEMENTS):
+            if not error > goal:
+                break
+            better = z + self._solver.solve(residual)
+            residual = rhs - self._full @ better
+            before, error = error, abs(residual).max()
+            if not error < before:
+                break
+            z = better
+            if error > before / 2:
+                break
+        return z
+
+
+def _piece(pattern: Pattern, start: int, count: int, size: int) -> tuple:
+    """Where U'A of ``count`` equal cones lies: rows and columns in K, and the maps between A's entries and dense pieces."""
+    entries = np.flatnonzero((pattern.A_indices >= start) & (pattern.A_indices < start + count * size))
+    cone, inner = np.divmod(pattern.A_indices[entries] - start, size)
+    column = pattern.A_columns[entries]
+    pairs = np.unique(cone.astype(np.int64) * pattern.n + column)
+    pair_cone, pair_column = np.divmod(pairs, pattern.n)
+    first = np.searchsorted(pair_cone, np.arange(count))
+    slot = np.arange(len(pairs)) - first[pair_cone]
+    width = int(slot.max(initial=-1)) + 1
+    place = slot[np.searchsorted(pairs, cone.astype(np.int64) * pattern.n + column)]
+    cells = (cone * size + inner) * width + place
+    # Rotation fills every row of a cone in every column that the cone touches.
+    every = np.arange(size)[:, None]
+    rows = np.broadcast_to(pair_column, (size, len(pairs))).ravel()
+    columns = (pattern.n + start + pair_cone * size + every).ravel()
+    picked = ((pair_cone * size + every) * width + slot).ravel()
+    return rows, columns, entries, cells, (count, size, width), picked

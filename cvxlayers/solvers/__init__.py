@@ -1,0 +1,100 @@
+"""Solvers of the cone program, and how to choose one.
+
+A solver takes a batch of programs that share one pattern, minimize 1/2 x'Px + q'x subject to Ax + s = b, s in K, and returns (x, y, s)
+with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Five exist, one file each:
+
+- ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives, about 1e-9 accurate. The default.
+- ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small and dense.
+- ``SCS`` (SCS): operator splitting, every cone, quadratic objectives. The one with a warm start, and the one for very large programs;
+  its accuracy costs iterations.
+- ``ECOS`` (ECOS, GPL; ``pip install cvxlayers[ecos]``): interior points for linear, second-order and exponential cones.
+- ``DIFFCP`` (``pip install cvxlayers[diffcp]``): the forward solve of diffcp, to repeat results obtained with it.
+
+Say nothing and `choose` decides, from the pattern alone. Say ``solver="SCS"`` (any case, or CVXPY's constants) to decide yourself, and
+pass the solver's own options by ``solver_args``, or these that every solver understands: ``eps`` (its tolerance), ``max_iters`` (its
+limit), ``n_jobs_forward`` (threads over the rows of a batch), ``solve_method`` (a solver's name), ``verbose``.
+ECOS and DIFFCP know no quadratic objective: programs for them must be written with linear objectives over second-order cones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+from cvxlayers.cones import NonNegative, Zero
+from cvxlayers.program import Pattern
+from cvxlayers.solvers.base import Solver, map_rows
+from cvxlayers.solvers.settings import configure
+
+REGISTRY = MappingProxyType({"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP"})
+"""Every solver's name and its class, which lives in the file of that name and imports its package when first used."""
+
+
+def find(name: str) -> type[Solver]:
+    """The class of a solver by its name, in any case; imports its package.
+
+    Raises ValueError for a name that does not exist, ImportError for a package that is not installed.
+    """
+    key = name.upper() if isinstance(name, str) else name
+    if key not in REGISTRY:
+        raise ValueError(f"solver {name!r} is not known; choose one of {', '.join(REGISTRY)}")
+    try:
+        module = import_module(f"{__name__}.{key.lower()}")
+    except ModuleNotFoundError as error:
+        extra = f"cvxlayers[{key.lower()}]"
+        raise ImportError(f"solver {key!r} needs the package {error.name!r}; pip install {extra}", name=error.name) from error
+    return getattr(module, REGISTRY[key])
+
+
+def named(name: str | None, solver_args: Mapping[str, Any] | None = None) -> str | None:
+    """The solver that ``solver=`` and the option ``solve_method`` ask for together, or None where neither does."""
+    method = (solver_args or {}).get("solve_method")
+    if name is None:
+        return method
+    if method is not None and name.upper() not in ("DIFFCP", str(method).upper()):
+        raise ValueError(f"solver={name!r} and solve_method={method!r} ask for different solvers; give one of them")
+    return name
+
+
+def get(name: str | None, solver_args: Mapping[str, Any] | None = None, pattern: Pattern | None = None) -> tuple[Solver, tuple[str, ...]]:
+    """The solver of that name with its settings, and the options among ``solver_args`` that mean nothing to it.
+
+    Without a name, ``solve_method`` names it, and without that `choose` does. Raises ValueError where the solver or an option is unknown
+    or the solver cannot take the pattern.
+    """
+    asked = named(name, solver_args)
+    cls = find(asked if asked is not None else choose(pattern) if pattern is not None else "CLARABEL")
+    if pattern is not None:
+        missing = lacks(cls, pattern)
+        if missing:
+            able = ", ".join(repr(other) for other in REGISTRY if _can(other, pattern))
+            raise ValueError(f"solver {cls.name!r} cannot handle {missing}; try {able}")
+    return configure(cls, solver_args)
+
+
+def lacks(cls: type[Solver], pattern: Pattern) -> str:
+    """What a solver cannot do of a pattern, in words; empty if it can do all of it."""
+    kinds = sorted(kind.__name__ for kind in pattern.cone.kinds - cls.cones)
+    missing = [f"{' and '.join(kinds)} cones"] if kinds else []
+    if pattern.nnzP and not cls.quadratic:
+        missing.append("a quadratic objective")
+    return " nor ".join(missing)
+
+
+def _can(name: str, pattern: Pattern) -> bool:
+    try:
+        return not lacks(find(name), pattern)
+    except ImportError:
+        return False
+
+
+def choose(pattern: Pattern) -> str:
+    """The name of the solver for a pattern: from its cones, sizes and density alone, so that a batch is solved as its rows are."""
+    if not pattern.cone.kinds <= {Zero, NonNegative}:
+        return "CLARABEL"
+    return "CLARABEL"
+
+
+__all__ = ["REGISTRY", "Solver", "choose", "configure", "find", "get", "map_rows", "named"]

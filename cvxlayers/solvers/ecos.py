@@ -1,0 +1,92 @@
+"""ECOS: an interior-point method for linear, second-order and exponential cones, without quadratic objectives; optional, GPL.
+
+Domahidi, Chu and Boyd, "ECOS: an SOCP solver for embedded systems", 2013. Equations stand apart (A, b), the other rows (G, h) in the
+order linear, second-order, exponential; ECOS writes an exponential cone (x, z, y) where `cvxlayers.program` has (x, y, z).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, final
+
+import ecos
+import numpy as np
+
+from cvxlayers.cones import Exponential, NonNegative, SecondOrder, Zero
+from cvxlayers.errors import Status
+from cvxlayers.program import ConeProgram, Pattern, Solution
+from cvxlayers.solvers.base import Solver, map_rows
+from cvxlayers.solvers.layout import blank, blocks, filled, pick, zero_rows
+
+STATUS = {
+    0: Status.SOLVED,
+    1: Status.PRIMAL_INFEASIBLE,
+    2: Status.DUAL_INFEASIBLE,
+    10: Status.INACCURATE,
+    11: Status.PRIMAL_INFEASIBLE,
+    12: Status.DUAL_INFEASIBLE,
+    -1: Status.ITERATION_LIMIT,
+    -2: Status.NUMERICAL_ERROR,
+    -3: Status.NUMERICAL_ERROR,
+    -7: Status.NUMERICAL_ERROR,
+}
+INTERRUPTED = -4
+"""ECOS swallows an interrupt from the keyboard and returns this."""
+
+
+@lru_cache(maxsize=256)
+def _layout(pattern: Pattern) -> tuple[Any, ...]:
+    equations = np.flatnonzero(zero_rows(pattern))
+    cones = [(block, rows) for block, rows in blocks(pattern.cone) if not isinstance(block, Zero)]
+    rows = [where[[0, 2, 1]] if isinstance(block, Exponential) else where for block, where in cones]
+    dims = {
+        "l": sum(block.dim for block, _ in cones if isinstance(block, NonNegative)),
+        "q": [block.dim for block, _ in cones if isinstance(block, SecondOrder)],
+        "e": sum(1 for block, _ in cones if isinstance(block, Exponential)),
+    }
+    others = np.concatenate([np.arange(0), *rows])
+    return equations, *pick(pattern, equations), others, *pick(pattern, others), dims
+
+
+@final
+@dataclass(frozen=True)
+class ECOS(Solver):
+    """Interior points for linear, second-order and exponential cones; see the module."""
+
+    name = "ECOS"
+    cones = frozenset({Zero, NonNegative, SecondOrder, Exponential})
+    quadratic = False
+    options = MappingProxyType(
+        {
+            **dict.fromkeys(("abstol", "reltol", "feastol", "abstol_inacc", "reltol_inacc", "feastol_inacc"), float),
+            "max_iters": int,
+            "verbose": bool,
+        }
+    )
+    tolerances = ("abstol", "reltol", "feastol")
+    limit = "max_iters"
+    defaults = MappingProxyType({"abstol": 1e-10, "reltol": 1e-10, "feastol": 1e-10, "verbose": False})
+
+    def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
+        """Solve every row afresh; ``start`` means nothing to ECOS."""
+        equations, take_A, A, others, take_G, G, dims = _layout(pattern)
+        solution = blank(pattern, len(program.q))
+
+        def solve_row(row: int) -> None:
+            values, b = program.A[row], program.b[row]
+            # an absent matrix must be absent: ECOS reads an empty one as malformed
+            equality = (filled(A, values[take_A]), b[equations]) if len(equations) else (None, None)
+            conic = (filled(G, values[take_G]), b[others]) if len(others) else (None, None)
+            found = ecos.solve(program.q[row], *conic, dims, *equality, **self.settings)
+            info = found["info"]
+            if info["exitFlag"] == INTERRUPTED:
+                raise KeyboardInterrupt
+            solution.x[row], solution.y[row, equations], solution.y[row, others] = found["x"], found["y"], found["z"]
+            solution.s[row, equations], solution.s[row, others] = 0.0, found["s"]
+            solution.status[row] = STATUS.get(info["exitFlag"], Status.NUMERICAL_ERROR)
+            solution.iterations[row] = info["iter"]
+
+        map_rows(solve_row, len(program.q), self.jobs)
+        return solution
