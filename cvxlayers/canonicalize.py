@@ -73,11 +73,7 @@ def canonicalize(
         inputs, L = parameter_map(reduced, parameters)
         pattern, M = assemble(_tensors(reduced.program), L, _cone(reduced.program))
         outputs, R = variable_map(reduced, variables, duals)
-    if not np.isfinite(M.data).all():
-        raise ValueError(
-            "constants of the problem give NaN or infinite numbers in the cone program; leave infinite bounds out, or state them with "
-            "Variable(bounds=...); with gp=True constants must be positive, since their logarithm is taken"
-        )
+    _check_finite(M, pattern.m)
     return Canonical(pattern, M, R, inputs, outputs, type(problem.objective) is cp.Maximize, gp)
 
 
@@ -93,7 +89,7 @@ def _check_lists(problem: cp.Problem, parameters: tuple, variables: tuple) -> di
                 raise ValueError(f"parameter '{item.name()}' is listed twice; list every parameter once")
     own, listed = {p.id: p for p in problem.parameters()}, {p.id: p for p in parameters}
     for missing in own.keys() - listed.keys():
-        raise ValueError(f"parameter '{own[missing].name()}' of the problem is missing from parameters; list every parameter of the problem")
+        raise ValueError(f"parameter '{own[missing].name()}' of the problem is missing from parameters; list every one")
     for extra in listed.keys() - own.keys():
         raise ValueError(f"parameter '{listed[extra].name()}' does not occur in the problem; remove it from parameters")
     duals = {dual.id: constraint for constraint in problem.constraints for dual in constraint.dual_variables}
@@ -102,6 +98,17 @@ def _check_lists(problem: cp.Problem, parameters: tuple, variables: tuple) -> di
         if variable.id not in known:
             raise ValueError(f"variable '{variable.name()}' is neither a variable of the problem nor a dual variable of its constraints")
     return duals
+
+
+def _check_finite(M: sp.csr_matrix, m: int) -> None:
+    """Numbers must be finite, except that a constant of b may be infinite: a bound that is not there."""
+    entries = M.tocoo()
+    in_b = (entries.row >= M.shape[0] - 1 - m) & (entries.row < M.shape[0] - 1) & (entries.col == M.shape[1] - 1)
+    if not np.isfinite(entries.data[~in_b]).all() or np.isnan(entries.data).any():
+        raise ValueError(
+            "constants of the problem give NaN or infinite numbers in the cone program; only bounds may be infinite, and with gp=True "
+            "constants must be positive, since their logarithm is taken"
+        )
 
 
 def _check_rules(problem: cp.Problem, gp: bool, quadratic: bool) -> None:

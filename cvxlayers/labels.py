@@ -52,7 +52,7 @@ def parameter_map(reduced: Reduced, parameters: tuple) -> tuple[tuple[ParameterS
         start += _width(p)
         if plain and log:
             raise ValueError(
-                f"parameter '{p.name()}' is used both as an exponent and as a factor; declare a second parameter and give both the same value"
+                f"parameter '{p.name()}' is used both as an exponent and as a factor; declare a second one and give both the same value"
             )
         specs.append(ParameterSpec(p.name(), p.shape, p.is_complex(), bool(log), domain_of(p)))
     final[-1] = width + 1

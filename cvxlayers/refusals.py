@@ -85,6 +85,10 @@ def _quad_forms(part: Any) -> list[Any]:
     return [node for node in _children_first(part) if type(node).__name__ == "QuadForm" and node.args[1].parameters()]
 
 
+def _named(found: Any, part: Any) -> str:
+    return f"`{part}`" if found is part else f"`{found}` in `{part}`"
+
+
 def _undisciplined(problem: Any, gp: bool) -> str:
     rules, other = ("DGP", "DCP") if gp else ("DCP", "DGP")
     for part in [problem.objective, *problem.constraints]:
@@ -102,21 +106,21 @@ def _undisciplined(problem: Any, gp: bool) -> str:
             advice = "write it with products, powers and sums of positive variables and parameters (pos=True)"
         if problem.is_dcp() if gp else problem.is_dgp():
             advice = f"the problem is {other}: pass gp={not gp}"
-        return f"the problem is not {rules} because of `{found}` in `{part}`; {advice}"
+        return f"the problem is not {rules} because of {_named(found, part)}; {advice}"
     return f"the problem is not {rules}"
 
 
 def _undisciplined_parameters(part: Any, objective: bool, gp: bool) -> str:
     forms = _quad_forms(part)
     if forms and not gp:
-        return f"the problem is not DPP because of `{forms[0]}` in `{part}`; {_quad_form_advice(forms[0], part, objective)}"
+        return f"the problem is not DPP because of {_named(forms[0], part)}; {_quad_form_advice(forms[0], part, objective)}"
     found = _offender(part, lambda node: (node.is_dgp(dpp=True) if gp else node.is_dcp(dpp=True)))
-    return f"the problem is not DPP because of `{found}` in `{part}`; {_parameter_advice(found, gp)}"
+    return f"the problem is not DPP because of {_named(found, part)}; {_parameter_advice(found, gp)}"
 
 
 def _quad_form_advice(form: Any, part: Any, objective: bool) -> str:
     if not objective:
-        return "parameters in the matrix of a quad_form are allowed in the objective only: write sum_squares(F @ x), P = F'F, with a parameter F"
+        return "a quad_form may have parameters in its matrix in the objective only: write sum_squares(F @ x), P = F'F, with a parameter F"
     if form.args[0].parameters():
         return "its vector may hold no parameters: introduce a variable y with the constraint y == (that vector) and write quad_form(y, P)"
     return (

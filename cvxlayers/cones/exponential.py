@@ -8,7 +8,7 @@ from cvxlayers.cones.base import Array
 from cvxlayers.cones.root import increasing_root
 from cvxlayers.cones.three_dimensional import Split, ThreeDimensional
 
-FAR = 1e100
+FAR = 1e50
 """Stands for infinity where a square must not overflow."""
 
 
@@ -69,17 +69,22 @@ class Exponential(ThreeDimensional):
             small, positive = xp.exp(-xp.abs(rho)), rho > 0
             a, b = xp.where(positive, small, 1.0), xp.where(positive, 1.0, small)
             c, slope_c = rho * rho - rho + 1, 2 * rho - 1
-            s, m = xp.maximum(y + (rho - 1) * x, 0.0), xp.maximum(x - rho * y, 0.0)
+            s, m = y + (rho - 1) * x, x - rho * y
             left = xp.maximum(s * b + down * c * a, 1e-200)
             right = xp.maximum(m * a + up * c * b, 1e-200)
             slope = 1 + (x * b + down * (slope_c - c) * a) / left + ((y + m) * a - up * slope_c * b) / right
             return rho + xp.log(left / right), slope
 
-        low = xp.where(x > 0, xp.maximum(1 - y / xp.where(x > 1 / FAR, x, 1 / FAR), -FAR), -FAR)
-        high = xp.where(y > 0, xp.minimum(x / xp.where(y > 1 / FAR, y, 1 / FAR), FAR), FAR)
+        x_safe, y_safe = xp.maximum(x, 1 / FAR), xp.maximum(y, 1 / FAR)
+        low = xp.where(x > 0, xp.maximum(1 - y / x_safe, -FAR), -FAR)
+        high = xp.where(y > 0, xp.minimum(x / y_safe, FAR), FAR)
         # the root lies less than 1000 from the point of [low, high] nearest to zero: |log| of a positive float is below 750
         start = xp.minimum(xp.maximum(xp.zeros_like(x), low), high)
-        return increasing_root(xp, balance, xp.maximum(low, start - 1000), xp.minimum(high, start + 1000), start)
+        low, high = xp.maximum(low, start - 1000), xp.minimum(high, start + 1000)
+        # the logarithm of a sum s + shift, say, becomes singular beyond low only, by shift/x: close to the polar cone this matters
+        below = xp.where(x > 0, down * (low * low - low + 1) * xp.exp(-xp.maximum(low, -50.0)) / x_safe, 0.0)
+        above = xp.where(y > 0, up * (high * high - high + 1) * xp.exp(xp.minimum(high, 50.0)) / y_safe, 0.0)
+        return increasing_root(xp, balance, low - xp.minimum(below, 1000.0), high + xp.minimum(above, 1000.0), start)
 
     def _slack(self, xp, x: Array, y: Array, z: Array) -> Array:
         interior = (y > 0) & (z > 0)

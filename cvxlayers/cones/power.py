@@ -106,8 +106,11 @@ def _root(xp, x: Array, y: Array, z: Array, a: Array, b: Array) -> Array:
         positive = denominator > 0
         return xp.where(positive, xp.log(numerator) - xp.log(xp.where(positive, xp.maximum(denominator, NEAR), 1.0)), 0.0)
 
-    low = xp.maximum(xp.where(x > 0, -log_ratio(z, x) / b, 0.0), xp.where(y < 0, -log_ratio(b * z, -y) / a, 0.0))
-    low = xp.maximum(low, 0.0)
-    high = xp.where(x < 0, log_ratio(a * z, -x) / b, low + 1000)
-    high = xp.minimum(high, xp.where(y > 0, log_ratio(z, y) / a, low + 1000))
-    return increasing_root(xp, balance, low, xp.maximum(high, low), low)
+    # the root is >= 0, but an end at 0, where nothing is singular, would slow down the root finder
+    low = xp.where(x > 0, xp.maximum(-log_ratio(z, x) / b, -1.0), -1.0)
+    low = xp.where(y < 0, xp.maximum(-log_ratio(b * z, -y) / a, low), low)
+    start = xp.maximum(low, 0.0)
+    high = xp.where(x < 0, log_ratio(a * z, -x) / b, start + 1000)
+    high = xp.minimum(high, xp.where(y > 0, log_ratio(z, y) / a, start + 1000))
+    high = xp.maximum(high, start)
+    return increasing_root(xp, balance, low, high, start)

@@ -17,6 +17,7 @@ from typing import Any, final
 
 import daqp
 import numpy as np
+from scipy.linalg import lu_factor, lu_solve
 
 from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.errors import Status
@@ -39,6 +40,7 @@ STATUS = {
 
 EQUATION = 5
 """DAQP's word for a constraint that is active and stays so."""
+SHIFT = 1e-8
 ENOUGH = 1e-11
 """The relative error of a row above which it is polished and tried again at the scale of its x."""
 
@@ -104,23 +106,32 @@ class _Program:
     equation: np.ndarray
 
     def error(self, x: np.ndarray, y: np.ndarray) -> float:
-        """How far (x, y) is from optimality, relative to the sizes of q and of x; NaN counts as infinitely far."""
+        """How far (x, y) is from optimality, relative to the sizes of x and of q or Px; NaN counts as infinitely far."""
         slack = self.b - self.A @ x
         primal = np.where(self.equation | (y > 0), np.abs(slack), -slack).max(initial=0.0)
-        dual = np.abs(self.P @ x + self.q + y @ self.A).max()
+        Px = self.P @ x
+        dual = np.abs(Px + self.q + y @ self.A).max()
         sign = np.where(self.equation, 0.0, -y).max(initial=0.0)
-        worst = primal / max(np.abs(x).max(), 1e-8) + (dual + sign) / max(np.abs(self.q).max(), 1e-8)
+        worst = primal / max(np.abs(x).max(), 1e-8) + (dual + sign) / max(np.abs(self.q).max(), np.abs(Px).max(), 1e-8)
         return worst if worst < np.inf else np.inf
 
     def polished(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One Newton step on Px + q + A'y = 0, Ax = b over the active rows; the least one where there are many."""
+        """Solve Px + q + A'y = 0, Ax = b over the active rows, beginning at (x, y).
+
+        The matrix is shifted to be regular whatever the active set, and the shift is refined away (proximal steps of length 1 / SHIFT).
+        """
         active = self.equation | (y > 0)
         A = self.A[active]
         K = np.block([[self.P, A.T], [A, np.zeros((len(A), len(A)))]])
-        step = np.linalg.lstsq(K, -np.concatenate([self.P @ x + self.q + y @ self.A, A @ x - self.b[active]]), rcond=1e-13)[0]
+        shift = np.where(np.arange(len(K)) < len(x), SHIFT, -SHIFT)
+        factor = lu_factor(K + np.diag(shift))
+        right = np.concatenate([-self.q, self.b[active]])
+        z = np.concatenate([x, y[active]])
+        for _ in range(3):
+            z = z + lu_solve(factor, right - K @ z)
         y = y.copy()
-        y[active] += step[len(x) :]
-        return x + step[: len(x)], y
+        y[active] = z[len(x) :]
+        return z[: len(x)], y
 
     def falls(self, x: np.ndarray) -> bool:
         """Whether x, run far away, points along a direction that is feasible for ever and on which the objective falls."""
