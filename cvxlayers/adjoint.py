@@ -24,6 +24,7 @@ from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, Solved
 from cvxlayers.program import ConeProgram, Solution
 
+REACH = 1e-3  # a Newton step longer than this, relative to 1 + |v|, follows a null direction: the minimum-norm step is taken
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
 
 
@@ -102,8 +103,10 @@ def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     derivative, _ = _linearize(kkt, solution)
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
-    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, fallback=False)
-    v = y - s + dy + primal_residual + products.A(program.A, dx)
+    v = y - s
+    reach = REACH * (1 + np.max(abs(v), axis=1, initial=0.0))
+    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, reach)
+    v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
     return Solution(x + dx, y, y - v, solution.status, solution.iterations)
 
@@ -115,13 +118,13 @@ def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
 
 
 def _solve(
-    kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, *, fallback: bool = True
+    kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, reach: np.ndarray | None = None
 ) -> tuple[Solved, np.ndarray, np.ndarray]:
     """K [u; t] = [top; diag(sqrt d) U' bottom]: the solve's record, u, and U diag(sqrt d) t."""
     n = kkt.pattern.n
     root = np.sqrt(derivative.values)
     rhs = np.concatenate([top, root * derivative.rotate(bottom, transpose=True)], axis=1)
-    solved = kkt.solve(kkt.assemble(program, derivative), rhs, fallback=fallback)
+    solved = kkt.solve(kkt.assemble(program, derivative), rhs, reach)
     return solved, solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
 
 

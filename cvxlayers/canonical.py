@@ -17,6 +17,8 @@ import scipy.sparse as sp
 from cvxlayers.domain import Domain
 from cvxlayers.program import Pattern
 
+Matrix = Any  # a scipy sparse matrix; scipy's annotations leave the shape of one open
+
 
 @dataclass(frozen=True)
 class ParameterSpec:
@@ -82,7 +84,7 @@ class Tensors:
     Ab: Any
 
 
-def assemble(tensors: Tensors, L: sp.csr_matrix, cone: Any) -> tuple[Pattern, sp.csr_matrix]:
+def assemble(tensors: Tensors, L: Matrix, cone: Any) -> tuple[Pattern, sp.csr_matrix]:
     """The pattern and the map M of a program whose reduced parameters are r = L [p; 1].
 
     Patterns hold the entries that some p makes nonzero. The upper triangle of P takes (P + P')/2, so that x'Px is kept whatever P.
@@ -90,12 +92,13 @@ def assemble(tensors: Tensors, L: sp.csr_matrix, cone: Any) -> tuple[Pattern, sp
     """
     n, m = tensors.n, tensors.m
     P_positions, P_values = _upper_triangle(tensors.P, n, L)
-    q = (sp.csr_matrix(tensors.q) @ L).tocsr()
+    q = sp.csr_matrix(sp.csr_matrix(tensors.q) @ L)
     Ab = sp.coo_matrix(tensors.Ab)
+    data, width = np.asarray(Ab.data, dtype=float), L.shape[0]
     position, b_entry = Ab.row.astype(np.int64), Ab.row.astype(np.int64) >= np.int64(m) * n
-    A_positions, A_values = _compress(position[~b_entry], Ab.col[~b_entry], -Ab.data[~b_entry], L)
+    A_positions, A_values = _compress(position[~b_entry], Ab.col[~b_entry], np.negative(data[~b_entry]), L)
     b_rows = position[b_entry] - np.int64(m) * n
-    b = sp.csr_matrix((Ab.data[b_entry], (b_rows, Ab.col[b_entry])), shape=(m, L.shape[0])) @ L
+    b = sp.csr_matrix((data[b_entry], (b_rows, Ab.col[b_entry])), shape=(m, width)) @ L
     M = sp.csr_matrix(sp.vstack([P_values, q[:n], A_values, b, q[n:]], format="csr"))
     M.sum_duplicates()
     M.eliminate_zeros()
@@ -104,7 +107,7 @@ def assemble(tensors: Tensors, L: sp.csr_matrix, cone: Any) -> tuple[Pattern, sp
     return pattern, M
 
 
-def _upper_triangle(P: Any, n: int, L: sp.csr_matrix) -> tuple[np.ndarray, sp.csr_matrix]:
+def _upper_triangle(P: Any, n: int, L: Matrix) -> tuple[np.ndarray, sp.csr_matrix]:
     """Positions and values of the upper triangle of (P + P')/2."""
     if P is None:
         return np.zeros(0, dtype=np.int64), sp.csr_matrix((0, L.shape[1]))
@@ -114,11 +117,10 @@ def _upper_triangle(P: Any, n: int, L: sp.csr_matrix) -> tuple[np.ndarray, sp.cs
     return _compress(np.maximum(row, column) * n + np.minimum(row, column), P.col, P.data * weights, L)
 
 
-def _compress(positions: np.ndarray, parameters: np.ndarray, data: np.ndarray, L: sp.csr_matrix) -> tuple[np.ndarray, sp.csr_matrix]:
+def _compress(positions: np.ndarray, parameters: np.ndarray, data: np.ndarray, L: Matrix) -> tuple[np.ndarray, sp.csr_matrix]:
     """The positions some p makes nonzero, in increasing order, and the rows that give their values."""
     kept, rows = np.unique(positions, return_inverse=True)
-    values = sp.csr_matrix((data, (rows.ravel(), parameters)), shape=(len(kept), L.shape[0])) @ L
-    values = sp.csr_matrix(values)
+    values = sp.csr_matrix(sp.csr_matrix((data, (rows.ravel(), parameters)), shape=(len(kept), L.shape[0])) @ L)
     values.eliminate_zeros()
     alive = np.diff(values.indptr) > 0
     return kept[alive], values[alive]
@@ -145,8 +147,7 @@ def selection(labels: np.ndarray, width: int) -> sp.csr_matrix:
 
 def split(values: np.ndarray, complex_: bool) -> np.ndarray:
     """The C-order ravel of values, or of their real and then their imaginary part."""
-    values = np.asarray(values)
-    return np.concatenate([values.real.ravel(), values.imag.ravel()]) if complex_ else values.real.ravel()
+    return np.concatenate([np.real(values).ravel(), np.imag(values).ravel()]) if complex_ else np.real(values).ravel()
 
 
 def admissible(specs: tuple[ParameterSpec, ...]) -> sp.csr_matrix:
@@ -159,10 +160,10 @@ def admissible(specs: tuple[ParameterSpec, ...]) -> sp.csr_matrix:
     for spec in specs:
         entries = int(np.prod(spec.shape))
         allowed = np.ones(entries) if spec.domain.support is None else spec.domain.support.ravel().astype(float)
-        real = imaginary = sp.diags_array(allowed, format="csr")
+        real = imaginary = sp.csr_matrix(sp.diags_array(allowed))
         if spec.domain.symmetric:
             transpose = real[np.arange(entries).reshape(spec.shape).swapaxes(-2, -1).ravel()]
-            real, imaginary = (real + transpose) / 2, (real - transpose) / 2
+            real, imaginary = (real + transpose) / 2, (real - transpose) / 2  # the imaginary part of a hermitian matrix is antisymmetric
         blocks += [real, imaginary] if spec.complex else [real]
     return sp.csr_matrix(sp.block_diag(blocks, format="csr"))
 
@@ -183,13 +184,14 @@ def domain_of(leaf: Any) -> Domain:
         support=support,
         symmetric=bool(definite or attributes["symmetric"] or attributes["hermitian"]),
         definite=definite,
+        imaginary=bool(attributes["imag"]),
     )
 
 
 def _bound(leaf: Any, side: int, signs: tuple[str, str], support: np.ndarray | None) -> np.ndarray | None:
     """The lower (side 0) or upper (side 1) bound, None if there is none; entries outside the support are free of it."""
     free, tighter = (-np.inf, np.maximum) if side == 0 else (np.inf, np.minimum)
-    bound = free if leaf.bounds is None else leaf.bounds[side]
+    bound: Any = free if leaf.bounds is None else leaf.bounds[side]
     bound = np.asarray(bound.toarray() if sp.issparse(bound) else bound, dtype=float)
     if any(leaf.attributes[sign] for sign in signs):
         bound = tighter(bound, 0.0)

@@ -13,7 +13,8 @@ import copy
 import functools
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import cvxpy as cp
@@ -23,7 +24,12 @@ from cvxpy import settings as s
 from cvxpy.atoms.affine.add_expr import AddExpression
 from cvxpy.atoms.affine.unary_operators import NegExpression
 from cvxpy.atoms.quad_form import QuadForm, SymbolicQuadForm
-from cvxpy.constraints import SOC, ExpCone, NonNeg, PowCone3D, SvecPSD, Zero
+from cvxpy.constraints.exponential import ExpCone
+from cvxpy.constraints.nonpos import NonNeg
+from cvxpy.constraints.power import PowCone3D
+from cvxpy.constraints.psd import SvecPSD
+from cvxpy.constraints.second_order import SOC
+from cvxpy.constraints.zero import Zero
 from cvxpy.lin_ops.lin_op import CONSTANT_ID
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ConeMatrixStuffing, ParamConeProg
 from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
@@ -31,7 +37,7 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.utilities import scopes
 from cvxpy.utilities.psd_utils import TriangleKind
 
-from cvxlayers.canonical import Canonical, ParameterSpec, Tensors, VariableSpec, assemble
+from cvxlayers.canonical import Canonical, Matrix, ParameterSpec, Tensors, VariableSpec, assemble
 from cvxlayers.cones import Cone, Exponential, NonNegative, Power, Product, SecondOrder, Semidefinite
 from cvxlayers.cones import Zero as ZeroCone
 from cvxlayers.labels import Reduced, parameter_map, variable_map
@@ -64,7 +70,7 @@ def canonicalize(
     >>> made.M.shape[1], made.R.shape[0], made.parameters[0].name
     (3, 2, 'a')
     """
-    parameters, variables = tuple(parameters), tuple(variables)
+    parameters, variables = _listed(parameters, "parameters"), _listed(variables, "variables")
     duals = _check_lists(problem, parameters, variables)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -75,6 +81,12 @@ def canonicalize(
         outputs, R = variable_map(reduced, variables, duals)
     _check_finite(M, pattern.m)
     return Canonical(pattern, M, R, inputs, outputs, type(problem.objective) is cp.Maximize, gp)
+
+
+def _listed(items: Any, kind: str) -> tuple:
+    if isinstance(items, (cp.Expression, str)) or not isinstance(items, Iterable):
+        raise ValueError(f"got a {type(items).__name__} as {kind}; wanted a list, for example [{kind[0]}]")
+    return tuple(items)
 
 
 def _check_lists(problem: cp.Problem, parameters: tuple, variables: tuple) -> dict[int, Any]:
@@ -100,10 +112,10 @@ def _check_lists(problem: cp.Problem, parameters: tuple, variables: tuple) -> di
     return duals
 
 
-def _check_finite(M: sp.csr_matrix, m: int) -> None:
+def _check_finite(M: Matrix, m: int) -> None:
     """Numbers must be finite, except that a constant of b may be infinite: a bound that is not there."""
-    entries = M.tocoo()
-    in_b = (entries.row >= M.shape[0] - 1 - m) & (entries.row < M.shape[0] - 1) & (entries.col == M.shape[1] - 1)
+    entries, (rows, columns) = sp.coo_matrix(M), M.shape
+    in_b = (entries.row >= rows - 1 - m) & (entries.row < rows - 1) & (entries.col == columns - 1)
     if not np.isfinite(entries.data[~in_b]).all() or np.isnan(entries.data).any():
         raise ValueError(
             "constants of the problem give NaN or infinite numbers in the cone program; only bounds may be infinite, and with gp=True "
@@ -221,16 +233,21 @@ def _reduce(problem: cp.Problem, gp: bool, quadratic: bool) -> Reduced:
     """Run CVXPY's chain on a twin of the problem, so that the problem's own cache stays as it is."""
     twin = cp.Problem(problem.objective, problem.constraints)
     try:
-        chain = twin._construct_chain(solver=_Rows(quadratic), gp=gp, enforce_dpp=True)
+        chain: Any = twin._construct_chain(solver=_Rows(quadratic), gp=gp, enforce_dpp=True)
+        # The one atom that asks for the solver by name (perspective) does so to have its own argument reduced: any installed one with
+        # these cones and no bounds does.
+        chain.solver_context.solver_name = cp.CLARABEL
         chain.reductions = [_Stuffing(r.quad_obj, r.canon_backend) if type(r) is ConeMatrixStuffing else r for r in chain.reductions]
         data, inverse = chain.apply(twin)
     except Exception as error:  # the rules hold by now: whatever CVXPY raises here, it cannot reduce this problem
         kinds = sorted({type(constraint).__name__ for constraint in problem.constraints})
         raise ValueError(
-            f"CVXPY {cp.__version__} cannot reduce this problem to a cone program, with constraints of kinds {kinds}: "
+            f"CVXPY {version('cvxpy')} cannot reduce this problem to a cone program, with constraints of kinds {kinds}: "
             f"{type(error).__name__}: {error}"
         ) from error
     program = _known(data)
+    if program.x.size == 0:
+        raise ValueError("the variables of the problem have no entries, so there is nothing to solve")
 
     def recover(y: np.ndarray) -> dict[int, Any]:
         zero, x = program.cone_dims.zero, np.zeros(program.x.size)
@@ -248,7 +265,7 @@ def _known(data: dict[str, Any]) -> ParamConeProg:
     kinds = {type(c).__name__ for c in program.constraints if type(c) not in _Rows.SUPPORTED_CONSTRAINTS}
     if unknown or outside or kinds:
         raise RuntimeError(
-            f"CVXPY {cp.__version__} handed over a problem that this library cannot read without dropping a part of it: "
+            f"CVXPY {version('cvxpy')} handed over a problem that this library cannot read without dropping a part of it: "
             f"unknown data {sorted(unknown)}, statements outside the rows {outside}, unknown cones {sorted(kinds)}; please report it"
         )
     return program
@@ -256,7 +273,7 @@ def _known(data: dict[str, Any]) -> ParamConeProg:
 
 def _cone(program: ParamConeProg) -> Product:
     dims = program.cone_dims
-    cones: list[Cone] = [ZeroCone(dims.zero)] * (dims.zero > 0) + [NonNegative(dims.nonneg)] * (dims.nonneg > 0)
+    cones: list[Cone] = [cone for cone in (ZeroCone(dims.zero), NonNegative(dims.nonneg)) if cone.dim]
     cones += [SecondOrder(dim) for dim in dims.soc] + [Semidefinite(order) for order in dims.psd]
     cones += [Exponential()] * dims.exp + [Power(float(alpha)) for alpha in dims.p3d]
     return Product(tuple(cones))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class Domain:
 
     ``lower`` and ``upper`` broadcast against ``shape`` (None: no bound); ``strict`` makes a zero bound exclusive. ``support`` is a
     boolean mask (shape) of the entries that may differ from zero. ``symmetric`` means S == S' (S == conj(S)' for complex ones).
-    ``definite`` is +1 for positive semidefinite, -1 for negative semidefinite, 0 for no promise.
+    ``definite`` is +1 for positive semidefinite, -1 for negative semidefinite, 0 for no promise. ``imaginary`` means a zero real part.
     """
 
     lower: np.ndarray | None = None
@@ -25,8 +26,9 @@ class Domain:
     support: np.ndarray | None = None
     symmetric: bool = False
     definite: int = 0
+    imaginary: bool = False
 
-    def violations(self, value: np.ndarray, resolution: float) -> Iterator[tuple[np.ndarray, str, str]]:
+    def violations(self, value: np.ndarray, resolution: float) -> Iterator[tuple[Any, str, str]]:
         """For value (rows, *shape): yields (rows,) masks of broken promises, each with what was got in its first row and what was wanted.
 
         ``resolution`` is the spacing of the dtype in which the value came: what rounding alone can do is not a broken promise.
@@ -37,17 +39,21 @@ class Domain:
         missing = np.isnan(value).any(axis=axes)
         if missing.any():
             yield missing, "nan", "numbers"
-        for bound, sign, word in ((self.lower, 1.0, "at least"), (self.upper, -1.0, "at most")):
+        words = ("more than", "less than") if self.strict else ("at least", "at most")
+        for bound, sign, word in ((self.lower, 1.0, words[0]), (self.upper, -1.0, words[1])):
             if bound is None:
                 continue
-            short = sign * (value - bound) < -slack * (1 + abs(np.where(np.isfinite(bound), bound, 0.0)))
+            # A number cannot be rounded across zero, so there the wide tolerance of a coarse dtype has no business.
+            allowed = min(slack, 1e-6) + slack * abs(np.where(np.isfinite(bound), bound, 0.0))
+            with np.errstate(invalid="ignore"):  # inf - inf, a missing value at a missing bound
+                short = sign * (value - bound) < -allowed
             if self.strict:
                 short |= (sign * value <= 0) & (np.asarray(bound) == 0)
             broken = short.any(axis=axes)
             if broken.any():
                 extreme = (value.min if sign > 0 else value.max)(axis=axes)[broken][0]
                 limit = f"{float(np.ravel(bound)[0]):g}" if np.size(bound) == 1 else "its bound"
-                yield broken, f"{extreme:g}", ("more than " if self.strict and sign > 0 else "less than " if self.strict else word + " ") + limit
+                yield broken, f"{extreme:g}", f"{word} {limit}"
         if self.support is not None:
             broken = (value[:, ~self.support] != 0).any(axis=1)
             if broken.any():

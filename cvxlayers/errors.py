@@ -8,6 +8,8 @@ names the rows whose derivative exists only in a weaker sense (a kink, a set of 
 from __future__ import annotations
 
 import enum
+import sys
+import warnings
 from collections.abc import Sequence
 
 
@@ -66,3 +68,11 @@ class InaccurateWarning(UserWarning):
 
 class GradientWarning(UserWarning):
     """The derivative of some rows is not an ordinary one: the solution is not unique, or sits on a kink."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning at the line that called this library, directly or through a framework."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("cvxlayers", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

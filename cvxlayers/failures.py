@@ -6,17 +6,17 @@ iterate with a warning. Other rows are never touched.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from cvxlayers.adjoint import Certificate
-from cvxlayers.errors import GradientWarning, InaccurateWarning, SolverError, Status
+from cvxlayers.errors import GradientWarning, InaccurateWarning, SolverError, Status, warn
 from cvxlayers.program import Info, Solution
 
 POLICIES = ("raise", "nan", "return")
+
 
 def check_policy(on_failure: str) -> None:
     """Raise ValueError unless ``on_failure`` is one of the policies."""
@@ -32,10 +32,10 @@ def settle(info: Info, on_failure: str, complaints: Mapping[int, str] | None = N
         raise SolverError(describe(info, failed, complaints or {}), failed.tolist(), [Status(int(status[i])) for i in failed])
     if len(failed) and on_failure == "return":
         message = describe(info, failed, complaints or {}) + " Their last iterates are returned, with zero gradient."
-        warnings.warn(message, InaccurateWarning, stacklevel=4)
+        warn(message, InaccurateWarning)
     inaccurate = np.flatnonzero(status == Status.INACCURATE)
     if len(inaccurate):
-        warnings.warn(describe(info, inaccurate, {}), InaccurateWarning, stacklevel=4)
+        warn(describe(info, inaccurate, {}), InaccurateWarning)
 
 
 ADVICE = {
@@ -75,7 +75,7 @@ def warn_gradient(certificate: Certificate) -> None:
         if rows.any():
             which = np.flatnonzero(rows)
             named = ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
-            warnings.warn(f"gradient of row{'s' if len(which) > 1 else ''} {named} of {len(rows)}: {reason}", GradientWarning, stacklevel=4)
+            warn(f"gradient of row{'s' if len(which) > 1 else ''} {named} of {len(rows)}: {reason}", GradientWarning)
 
 
 def mask_failed(solution: Solution, status: np.ndarray, on_failure: str) -> Solution:

@@ -32,7 +32,8 @@ from cvxlayers.program import ConeProgram, Pattern
 REGULARIZATION = 1e-9  # of the equilibrated K: small against its entries, large against the rounding of its factors
 REFINEMENTS = 30  # each gains at least a factor two, else it stops
 CONVERGED = 1e-14  # of the equilibrated residual, relative to the right-hand side: nothing is left to refine
-TRUSTED = 1e-6  # a relative residual above this one sends a row to the least-squares fallback
+TRUSTED = 1e-9  # a relative residual above this one sends a row to the least-squares fallback
+BLOWUP = 1e10  # so does |z| above this times |r| / |K|: a direction that K all but annihilates has been followed
 DAMPING = 1e-9  # of the least-squares system, relative to the largest entry of K squared: rounding over damping is its accuracy
 CHUNK = 1 << 23  # numbers in the largest work array of one chunk of rows
 
@@ -129,10 +130,11 @@ class KKT:
             values[:, maps.positions] = turned.reshape(len(values), -1)[:, maps.picked]
         return values
 
-    def solve(self, values: np.ndarray, rhs: np.ndarray, *, fallback: bool = True) -> Solved:
+    def solve(self, values: np.ndarray, rhs: np.ndarray, reach: np.ndarray | None = None) -> Solved:
         """Solve K z = rhs for every row; values (rows, nnz), rhs (rows, n + m).
 
-        A row whose relative residual stays above `TRUSTED` gets the minimum-norm least-squares solution (unless ``fallback`` is off).
+        A row whose relative residual stays above `TRUSTED`, or whose |z| exceeds ``reach`` (rows,) (default: what `BLOWUP` says), gets the
+        minimum-norm least-squares solution.
         """
         scale = self._equilibration(values)
         scaled = values * scale[:, self.indices] * scale[:, self._columns]
@@ -154,13 +156,18 @@ class KKT:
         self._spare.append(workspace)
         z *= scale
         residual = self._residual(values, z, unit)
-        poor = ~(residual <= TRUSTED) & np.isfinite(peak)
-        if not fallback:
-            poor[:] = False
-        if poor.any():
-            z[poor] = [self._least_squares(v, r) for v, r in zip(values[poor], unit[poor], strict=True)]
-            residual[poor] = self._residual(values[poor], z[poor], unit[poor])
-        return Solved(z * peak[:, None], residual, poor)
+        largest = np.max(abs(values), axis=1, initial=np.finfo(float).tiny)
+        limit = BLOWUP / largest if reach is None else reach / peak
+        far = np.max(abs(z), axis=1, initial=0.0) > limit
+        fallback = (~(residual <= TRUSTED) | far) & np.isfinite(peak)
+        for row in np.flatnonzero(fallback):
+            least = self._least_squares(values[row], unit[row])
+            left = self._residual(values[[row]], least[None], unit[[row]])[0]
+            if far[row] or not left > residual[row]:
+                z[row], residual[row] = least, left
+            else:
+                fallback[row] = False
+        return Solved(z * peak[:, None], residual, fallback)
 
     def _equilibration(self, values: np.ndarray) -> np.ndarray:
         """Scales e (rows, n + m) that bring the largest entry of every column of diag(e) K diag(e) near one (Ruiz 2001)."""

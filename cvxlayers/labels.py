@@ -48,7 +48,7 @@ def parameter_map(reduced: Reduced, parameters: tuple) -> tuple[tuple[ParameterS
         marks[source.index(True), labels.astype(int) - 1] = True
     specs, start = [], 0
     for p in parameters:
-        plain, log = marks[:, start : start + _width(p)].any(axis=1)
+        plain, log = (mark[start : start + _width(p)].any() for mark in marks)
         start += _width(p)
         if plain and log:
             raise ValueError(
@@ -97,7 +97,7 @@ def variable_map(reduced: Reduced, variables: tuple, duals: dict[int, Any]) -> t
     for v in variables:
         if v.id in duals:
             block, is_complex = dual_blocks[v.id]
-            block = sp.hstack([sp.csr_matrix((block.shape[0], n)), block], format="csr")
+            block = sp.csr_matrix(sp.hstack([sp.csr_matrix((v.size * (2 if is_complex else 1), n)), block]))
         else:
             value, is_complex = primal.get(v.id, np.zeros(v.shape)), v.is_complex()
             block = selection(split(value.toarray() if sp.issparse(value) else value, is_complex), n + m)

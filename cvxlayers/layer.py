@@ -9,7 +9,6 @@ dL/d(real) + i dL/d(imag).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +18,9 @@ import scipy.sparse as sp
 
 from cvxlayers import failures, solvers
 from cvxlayers.backend import backend_of
+from cvxlayers.cones import NonNegative
 from cvxlayers.conic import ConicLayer, common_batch
-from cvxlayers.errors import Status
+from cvxlayers.errors import warn
 from cvxlayers.program import ConeProgram, Info, Solution
 
 SPELLING = {"params": "parameters", "out": "variables", "outputs": "variables"}
@@ -55,14 +55,18 @@ class Layer:
     def __init__(
         self,
         problem: Any,
-        parameters: Sequence[Any],
-        variables: Sequence[Any],
+        parameters: Sequence[Any] | None,
+        variables: Sequence[Any] | None,
         solver: str | None = None,
         gp: bool = False,
         solver_args: Mapping[str, Any] | None = None,
     ) -> None:
         from cvxlayers.canonicalize import canonicalize  # importing CVXPY takes seconds: only who builds a layer pays
 
+        if parameters is None or variables is None:
+            raise TypeError(
+                f"got no {'parameters' if parameters is None else 'variables'}; wanted problem, parameters=[...], variables=[...]"
+            )
         asked = solvers.named(solver, solver_args)
         quadratic = solvers.find(asked).quadratic if asked is not None else True
         self.canonical = canonicalize(problem, parameters, variables, gp=gp, quadratic=quadratic)
@@ -70,6 +74,8 @@ class Layer:
         sizes = [spec.size for spec in self.canonical.parameters]
         self._starts = np.cumsum([0, *sizes])
         self._exponential = np.repeat([v.exp for v in self.canonical.variables], [v.size for v in self.canonical.variables])
+        self._constant = self.canonical.M[:, [-1]].toarray().T
+        self._missing = self._may_be_missing()
         self._RT = self.canonical.R.T.tocsr()
         self._maps: dict[tuple[int, ...], tuple[sp.csr_matrix, sp.csr_matrix]] = {}
 
@@ -102,13 +108,11 @@ class Layer:
         batch, batched = self._batch(values)
         rows = int(np.prod(batch))
         flat = [self._flatten(v, spec.shape) for v, spec in zip(values, self.canonical.parameters, strict=True)]
-        invalid, complaints = self._check(flat, resolutions, rows)
         inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
+        invalid, complaints = self._check(flat, inputs, resolutions, rows)
 
         program, constant = self._program(inputs, batched, rows)
-        solution, info = self.conic.solve(
-            program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid
-        )
+        solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid)
         info = replace(info, objective=self._objective(info.objective, constant.reshape(batch)))
         failures.settle(info, options.on_failure, complaints)
         shown = failures.mask_failed(solution, solution.status, options.on_failure)
@@ -123,7 +127,9 @@ class Layer:
         program, _ = self._program(saved.inputs, saved.batched, len(g))
         pulled = (self._RT @ g.T).T
         n = self.canonical.pattern.n
-        cotangent = Solution(np.ascontiguousarray(pulled[:, :n]), np.ascontiguousarray(pulled[:, n:]), np.zeros((len(g), pulled.shape[1] - n)))
+        cotangent = Solution(
+            np.ascontiguousarray(pulled[:, :n]), np.ascontiguousarray(pulled[:, n:]), np.zeros((len(g), pulled.shape[1] - n))
+        )
         gradient, _ = self.conic.vjp(program, saved.solution, cotangent)
         stacked = np.concatenate([gradient.P, gradient.q, gradient.A, gradient.b], axis=1)
         results: list[np.ndarray | None] = [None] * len(saved.inputs)
@@ -132,7 +138,7 @@ class Layer:
             if which:
                 summed = stacked if group else stacked.sum(axis=0, keepdims=True)
                 _, MT = self._map(which)
-                pulled = (MT[:, : summed.shape[1]] @ summed.T).T
+                pulled = (MT @ summed.T).T
                 edges = np.cumsum([self._width(k) for k in which])[:-1]
                 for k, part in zip(which, np.split(pulled, edges, axis=1), strict=True):
                     results[k] = self._unflatten(part, k, saved)
@@ -161,10 +167,8 @@ class Layer:
         for position, (spec, value) in enumerate(zip(self.canonical.parameters, values, strict=True), 1):
             lead = value.ndim - len(spec.shape)
             if lead < 0 or value.shape[lead:] != spec.shape:
-                wanted = ", ".join(map(str, spec.shape))
-                raise ValueError(
-                    f"parameter '{spec.name}' ({position} of {len(values)}) has shape {value.shape}; wanted ({wanted}) or (*batch, {wanted})"
-                )
+                wanted = f"{spec.shape} or (*batch{''.join(f', {size}' for size in spec.shape)})"
+                raise ValueError(f"parameter '{spec.name}' ({position} of {len(values)}) has shape {value.shape}; wanted {wanted}")
             shapes.append((f"parameter '{spec.name}'", value.shape[:lead]))
         return common_batch(shapes), tuple(shape != () for _, shape in shapes)
 
@@ -174,11 +178,29 @@ class Layer:
         rows = int(np.prod(value.shape[: value.ndim - len(shape)]))
         return value.reshape(rows, *shape)
 
-    def _check(self, flat: Sequence[np.ndarray], resolutions: Sequence[float], rows: int) -> tuple[np.ndarray | None, dict[int, str]]:
-        """Rows with a value against its parameter's declaration (None: no row), and what to say of each."""
+    def _may_be_missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """The entries of p that may be inf and that may be -inf: those that make some b in a nonnegative row inf, and nothing else."""
+        pattern, entries = self.canonical.pattern, self.canonical.M.tocoo()
+        allowed = np.zeros(self._constant.size, dtype=bool)
+        allowed[-1 - pattern.m : -1] = [isinstance(cone, NonNegative) for cone in pattern.cone.cones for _ in range(cone.dim)]
+        may = np.ones((2, self._starts[-1] + 1), dtype=bool)
+        for sign, row in ((1, 0), (-1, 1)):
+            may[row, entries.col[~(allowed[entries.row] & (sign * entries.data > 0))]] = False
+        return may[0], may[1]
+
+    def _check(
+        self, flat: Sequence[np.ndarray], inputs: Sequence[np.ndarray], resolutions: Sequence[float], rows: int
+    ) -> tuple[np.ndarray | None, dict[int, str]]:
+        """Rows with a value that is infinite or against its parameter's declaration (None: no row), and what to say of each."""
         invalid, complaints = np.zeros(rows, dtype=bool), {}
-        for spec, value, resolution in zip(self.canonical.parameters, flat, resolutions, strict=True):
-            for broken, got, wanted in spec.domain.violations(value, resolution):
+        for k, (spec, value, resolution) in enumerate(zip(self.canonical.parameters, flat, resolutions, strict=True)):
+            found: list[Any] = list(spec.domain.violations(value, resolution))
+            if np.isinf(inputs[k]).any():
+                plus, minus = (may[self._starts[k] : self._starts[k + 1]] for may in self._missing)
+                wild = np.isinf(inputs[k]) & ~np.where(inputs[k] > 0, plus, minus)
+                if wild.any():
+                    found.append((wild.any(axis=1), f"{inputs[k][wild][0]:g}", "finite numbers"))
+            for broken, got, wanted in found:
                 broken = np.broadcast_to(broken, (rows,))
                 invalid |= broken
                 for row in np.flatnonzero(broken):
@@ -189,16 +211,15 @@ class Layer:
     def _input(value: np.ndarray, spec: Any) -> np.ndarray:
         part = _stack(value, spec.complex)
         if spec.log:
-            part = np.log(np.where(part > 0, part, np.nan))  # rows that are not positive have been marked invalid
-        return part
+            return np.log(np.where(part > 0, part, np.nan))  # rows that are not positive have been marked invalid
+        return np.array(part)  # never a view of the caller's memory: what is kept must be the values of this call
 
     def _program(self, inputs: tuple[np.ndarray, ...], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, np.ndarray]:
-        constant = self.canonical.M[:, [-1]].toarray().T
-        return self._split_program(constant + self._apply(tuple(range(len(inputs))), inputs, batched, rows))
+        return self._split_program(self._constant + self._apply(tuple(range(len(inputs))), inputs, batched, rows))
 
     def _apply(self, which: tuple[int, ...], inputs: tuple[np.ndarray, ...], batched: Sequence[bool], rows: int) -> np.ndarray:
         """M restricted to the parameters ``which``, applied to their inputs: (rows, outputs of M). Shared inputs are multiplied once."""
-        total = np.zeros((rows, self.canonical.M.shape[0]))
+        total = np.zeros((rows, self._constant.size))
         for group in (False, True):
             chosen = [i for i in range(len(which)) if batched[i] == group]
             if chosen:
@@ -224,7 +245,7 @@ class Layer:
         value = value + constant
         if self.canonical.maximize:
             value = -value
-        return np.exp(value) if self.canonical.gp else value
+        return np.asarray(np.exp(value) if self.canonical.gp else value)
 
     def _split(self, out: np.ndarray, batch: tuple[int, ...]) -> list[np.ndarray]:
         parts, start = [], 0
@@ -250,15 +271,14 @@ class Layer:
     def _unflatten(self, part: np.ndarray, k: int, saved: Saved) -> np.ndarray:
         spec = self.canonical.parameters[k]
         if spec.log:
-            failed = (saved.solution.status > Status.INACCURATE)[:, None] if saved.batched[k] else np.False_
-            part = np.where(failed, 0.0, part / np.exp(np.where(failed, 0.0, saved.inputs[k])))
+            part = np.where(part == 0, 0.0, part / np.exp(saved.inputs[k]))  # failed rows have zeros here and NaN for inputs
         if spec.complex:
             half = part.shape[1] // 2
             part = part[:, :half] + 1j * part[:, half:]
         return part.reshape((saved.batch if saved.batched[k] else ()) + spec.shape)
 
 
-def _stack(value: np.ndarray, is_complex: bool) -> np.ndarray:
+def _stack(value: Any, is_complex: bool) -> np.ndarray:
     """(rows, *shape) -> (rows, size): the C-order ravel, real part first and then the imaginary part of complex values."""
     flat = value.reshape(len(value), -1)
     return np.concatenate([flat.real, flat.imag], axis=1) if is_complex else flat.real
@@ -275,4 +295,4 @@ def ignore_legacy(verbose: bool, canon_backend: str | None) -> None:
     """Warn that arguments which other layers take have no meaning here."""
     for name, given in (("verbose", verbose), ("canon_backend", canon_backend is not None)):
         if given:
-            warnings.warn(f"CvxpyLayer ignores {name}=: it has no meaning here", FutureWarning, stacklevel=4)
+            warn(f"CvxpyLayer ignores {name}=: it has no meaning here", FutureWarning)

@@ -21,6 +21,9 @@ def refuse(problem: Any, objective_is_dpp: bool, *, gp: bool, quadratic: bool, q
     if not problem.variables():
         raise ValueError("the problem has no variables, so there is nothing to solve; got only constants and parameters")
     _refuse_attributes(problem)
+    for constraint in problem.constraints:
+        if hasattr(constraint, "alpha") and constraint.alpha.parameters():  # CVXPY would take its present value for good
+            raise ValueError(f"the exponent of `{constraint}` is a parameter; the exponents of power cones must be constants")
     if not (problem.is_dgp() if gp else problem.is_dcp()):
         raise ValueError(_undisciplined(problem, gp))
     for part in ([] if objective_is_dpp else [problem.objective]) + [c for c in problem.constraints if not c.is_dpp(_context(gp))]:

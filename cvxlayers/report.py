@@ -36,7 +36,9 @@ class Diagnosis:
         columns = (self.status, self.primal_residual, self.dual_residual, self.gap, self.margin, self.adjoint_residual, self.fallback)
         for row, values in enumerate(zip(*(c.reshape(-1) for c in columns), strict=True)):
             status, *numbers, fallback = values
-            lines.append(f"{row:>5} {Status(int(status)).name:<18} " + " ".join(f"{v:8.1e}" for v in numbers) + f" {'yes' if fallback else 'no'}")
+            lines.append(
+                f"{row:>5} {Status(int(status)).name:<18} " + " ".join(f"{v:8.1e}" for v in numbers) + f" {'yes' if fallback else 'no'}"
+            )
         return "\n".join(lines)
 
 
@@ -58,10 +60,10 @@ def diagnose(layer: Any, *params: Any, solver_args: Any = None) -> Diagnosis:
     _, info, saved = core.forward(params, Options(solver_args, on_failure="nan"))
     rows = len(saved.solution.x)
     # A fixed generic direction: a random one meets every null space with probability one, a fixed seed keeps the report repeatable.
-    probe = np.random.default_rng(0).standard_normal((core.canonical.R.shape[0], 1))
-    pulled = np.broadcast_to((core.canonical.R.T @ probe).T, (rows, core.canonical.R.shape[1]))
-    n = core.canonical.pattern.n
-    cotangent = Solution(pulled[:, :n], pulled[:, n:], np.zeros((rows, pulled.shape[1] - n)))
+    canonical, pattern = core.canonical, core.canonical.pattern
+    probe = np.random.default_rng(0).standard_normal((sum(spec.size for spec in canonical.variables), 1))
+    pulled = np.broadcast_to((canonical.R.T @ probe).T, (rows, pattern.n + pattern.m))
+    cotangent = Solution(pulled[:, : pattern.n], pulled[:, pattern.n :], np.zeros((rows, pattern.m)))
     certificate = core.conic.certify(core.program(saved), saved.solution, cotangent)
     shape = info.status.shape
     per_row = (certificate.margin, certificate.residual, certificate.fallback)

@@ -96,7 +96,8 @@ class _Call:
                 dtype = torch.promote_types(dtype, tensor.dtype)
             dtype = dtype.to_real()
         values, self.info, self.saved = self.core.forward(self.params, self.options)
-        return tuple(torch.from_numpy(v).to(device=device, dtype=dtype.to_complex() if np.iscomplexobj(v) else dtype) for v in values)
+        wide = torch.promote_types(dtype, torch.complex64)  # half precision has no complex type of its own
+        return tuple(torch.from_numpy(v).to(device=device, dtype=wide if np.iscomplexobj(v) else dtype) for v in values)
 
 
 class _Solve(torch.autograd.Function):

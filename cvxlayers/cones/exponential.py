@@ -75,15 +75,15 @@ class Exponential(ThreeDimensional):
             slope = 1 + (x * b + down * (slope_c - c) * a) / left + ((y + m) * a - up * slope_c * b) / right
             return rho + xp.log(left / right), slope
 
-        x_safe, y_safe = xp.maximum(x, 1 / FAR), xp.maximum(y, 1 / FAR)
+        x_safe, y_safe = xp.maximum(x, 1e-300), xp.maximum(y, 1e-300)
         low = xp.where(x > 0, xp.maximum(1 - y / x_safe, -FAR), -FAR)
         high = xp.where(y > 0, xp.minimum(x / y_safe, FAR), FAR)
         # the root lies less than 1000 from the point of [low, high] nearest to zero: |log| of a positive float is below 750
         start = xp.minimum(xp.maximum(xp.zeros_like(x), low), high)
         low, high = xp.maximum(low, start - 1000), xp.minimum(high, start + 1000)
-        # the logarithm of a sum s + shift, say, becomes singular beyond low only, by shift/x: close to the polar cone this matters
-        below = xp.where(x > 0, down * (low * low - low + 1) * xp.exp(-xp.maximum(low, -50.0)) / x_safe, 0.0)
-        above = xp.where(y > 0, up * (high * high - high + 1) * xp.exp(xp.minimum(high, 50.0)) / y_safe, 0.0)
+        # log(s + shift), say, becomes singular beyond low only, by about shift/x: that matters close to the polar cone
+        below = xp.where(x > 0, down * (low * low - low + 1) * xp.exp(-xp.maximum(low, -50.0)) / xp.maximum(x, 1e-150), 0.0)
+        above = xp.where(y > 0, up * (high * high - high + 1) * xp.exp(xp.minimum(high, 50.0)) / xp.maximum(y, 1e-150), 0.0)
         return increasing_root(xp, balance, low - xp.minimum(below, 1000.0), high + xp.minimum(above, 1000.0), start)
 
     def _slack(self, xp, x: Array, y: Array, z: Array) -> Array:

@@ -109,8 +109,8 @@ def _root(xp, x: Array, y: Array, z: Array, a: Array, b: Array) -> Array:
     # the root is >= 0, but an end at 0, where nothing is singular, would slow down the root finder
     low = xp.where(x > 0, xp.maximum(-log_ratio(z, x) / b, -1.0), -1.0)
     low = xp.where(y < 0, xp.maximum(-log_ratio(b * z, -y) / a, low), low)
-    start = xp.maximum(low, 0.0)
-    high = xp.where(x < 0, log_ratio(a * z, -x) / b, start + 1000)
-    high = xp.minimum(high, xp.where(y > 0, log_ratio(z, y) / a, start + 1000))
-    high = xp.maximum(high, start)
+    high = xp.where(x < 0, log_ratio(a * z, -x) / b, xp.maximum(low, 0.0) + 1000)
+    high = xp.maximum(xp.minimum(high, xp.where(y > 0, log_ratio(z, y) / a, high)), low)
+    # measured from the end that the smaller of 1/a and 1/b multiplies, the root keeps its digits however close to 0 or 1 alpha is
+    start = xp.where((x > 0) & (y > 0) & (a > b), high, xp.minimum(xp.maximum(low, 0.0), high))
     return increasing_root(xp, balance, low, high, start)

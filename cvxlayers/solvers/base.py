@@ -26,7 +26,8 @@ from cvxlayers.program import ConeProgram, Pattern, Solution
 class Solver(ABC):
     """A solver with its settings; instances are immutable and may be used from several threads.
 
-    ``settings`` holds the solver's own option names, already translated and checked by `configure`.
+    ``settings`` holds the solver's own option names, already translated and checked by `configure`; ``defaults`` fill it up.
+    ``jobs`` is the number of threads over the rows of a batch, 0 for one per core.
     """
 
     name: ClassVar[str]
@@ -49,6 +50,9 @@ class Solver(ABC):
 
     settings: Mapping[str, object] = field(default_factory=dict)
     jobs: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", {**self.defaults, **self.settings})
 
     @property
     def tolerance(self) -> float:

@@ -137,7 +137,8 @@ class _Program:
         """Whether x, run far away, points along a direction that is feasible for ever and on which the objective falls."""
         d = x / max(np.abs(x).max(), 1.0)
         along = self.A @ d
-        return bool(self.q @ d < -1e-6 and max(np.abs(self.P @ d).max(), np.where(self.equation, np.abs(along), along).max(initial=0.0)) < 1e-6)
+        leaves = np.where(self.equation, np.abs(along), along).max(initial=0.0)
+        return bool(self.q @ d < -1e-6 and max(np.abs(self.P @ d).max(), leaves) < 1e-6)
 
 
 @final
@@ -171,6 +172,7 @@ class DAQP(Solver):
         lengths = _length(b)
         heights = _height(program.P, program.q, lengths)
 
+        @np.errstate(over="ignore", invalid="ignore")
         def solve_row(row: int) -> None:
             P, A = np.zeros(n * n), np.zeros(m * n)
             P[at.upper] = P[at.lower] = program.P[row]

@@ -18,7 +18,7 @@ from cvxlayers.cones import Exponential, NonNegative, SecondOrder, Zero
 from cvxlayers.errors import Status
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver, map_rows
-from cvxlayers.solvers.layout import blank, blocks, filled, pick, zero_rows
+from cvxlayers.solvers.layout import blank, blocks, filled, pick, zero_rows, zeros
 
 STATUS = {
     0: Status.SOLVED,
@@ -47,7 +47,16 @@ def _layout(pattern: Pattern) -> tuple[Any, ...]:
         "e": sum(1 for block, _ in cones if isinstance(block, Exponential)),
     }
     others = np.concatenate([np.arange(0), *rows])
-    return equations, *pick(pattern, equations), others, *pick(pattern, others), dims
+    if not len(others):
+        # without any G ECOS does not see unboundedness: give it 0'x <= 1
+        return equations, *_part(pattern, equations), others, others, zeros(1, pattern.n), {"l": 1, "q": [], "e": 0}
+    return equations, *_part(pattern, equations), others, *_part(pattern, others), dims
+
+
+def _part(pattern: Pattern, rows: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Rows of A as `pick` has them; ECOS crashes on a matrix without entries, so that gets a zero."""
+    take, made = pick(pattern, rows)
+    return take, made if len(take) else zeros(len(rows), pattern.n)
 
 
 @final
@@ -76,15 +85,17 @@ class ECOS(Solver):
 
         def solve_row(row: int) -> None:
             values, b = program.A[row], program.b[row]
-            # an absent matrix must be absent: ECOS reads an empty one as malformed
-            equality = (filled(A, values[take_A]), b[equations]) if len(equations) else (None, None)
-            conic = (filled(G, values[take_G]), b[others]) if len(others) else (None, None)
-            found = ecos.solve(program.q[row], *conic, dims, *equality, **self.settings)
+            equality = (filled(A, values[take_A]) if len(take_A) else A, b[equations]) if len(equations) else (None, None)
+            conic = (filled(G, values[take_G]) if len(take_G) else G, b[others] if len(others) else np.ones(1))
+            try:
+                found = ecos.solve(program.q[row], *conic, dims, *equality, **self.settings)
+            except RuntimeError:
+                return
             info = found["info"]
             if info["exitFlag"] == INTERRUPTED:
                 raise KeyboardInterrupt
-            solution.x[row], solution.y[row, equations], solution.y[row, others] = found["x"], found["y"], found["z"]
-            solution.s[row, equations], solution.s[row, others] = 0.0, found["s"]
+            solution.x[row], solution.y[row, equations], solution.y[row, others] = found["x"], found["y"], found["z"][: len(others)]
+            solution.s[row, equations], solution.s[row, others] = 0.0, found["s"][: len(others)]
             solution.status[row] = STATUS.get(info["exitFlag"], Status.NUMERICAL_ERROR)
             solution.iterations[row] = info["iter"]
 

@@ -73,6 +73,11 @@ def pick(pattern: Pattern, rows: np.ndarray) -> tuple[np.ndarray, sp.csc_matrix]
     return chosen.data, matrix(np.zeros(chosen.nnz), chosen.indices, chosen.indptr, (len(rows), pattern.n))
 
 
+def zeros(rows: int, n: int) -> sp.csc_matrix:
+    """A matrix of zeros, one of them stored: some solvers break on a matrix without a row or without an entry."""
+    return matrix(np.zeros(1), np.zeros(1, dtype=np.int32), np.minimum(np.arange(n + 1, dtype=np.int32), 1), (rows, n))
+
+
 def filled(made: sp.csc_matrix, values: np.ndarray) -> sp.csc_matrix:
     """``made`` with other values, its index arrays shared (scipy's constructor would validate them again)."""
     other = copy.copy(made)

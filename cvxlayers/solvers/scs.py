@@ -20,7 +20,7 @@ from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrde
 from cvxlayers.errors import Status
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver, map_rows
-from cvxlayers.solvers.layout import blank, blocks, filled, pick, scs_rows, symmetric
+from cvxlayers.solvers.layout import blank, blocks, filled, pick, scs_rows, symmetric, zeros
 
 STATUS = {
     scs.SOLVED: Status.SOLVED,
@@ -73,6 +73,9 @@ def cone_dict(cone: Product) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def _layout(pattern: Pattern) -> tuple[Any, np.ndarray, np.ndarray, Any, dict[str, Any]]:
     rows = scs_rows(pattern)
+    if not pattern.m:
+        # SCS refuses a program without rows: give it 0'x + s = 1, s >= 0
+        return symmetric(pattern), rows, rows, zeros(1, pattern.n), {"l": 1}
     return symmetric(pattern), rows, *pick(pattern, rows), cone_dict(pattern.cone)
 
 
@@ -97,17 +100,19 @@ class SCS(Solver):
         solution = blank(pattern, len(program.q))
 
         def solve_row(row: int) -> None:
-            data = {"A": filled(A, program.A[row][take]), "b": program.b[row][rows], "c": program.q[row]}
+            data = {"A": A, "b": np.ones(1), "c": program.q[row]}
+            if pattern.m:
+                data |= {"A": filled(A, program.A[row][take]), "b": program.b[row][rows]}
             if pattern.nnzP:
                 data["P"] = filled(P, program.P[row])
-            warm = (start.x[row], start.y[row][rows], start.s[row][rows]) if start is not None else ()
+            warm = (start.x[row], start.y[row][rows], start.s[row][rows]) if start is not None and pattern.m else ()
             try:
                 solver = scs.SCS(data, cones, **self.settings)
             except ValueError:
                 return
             found = solver.solve(True, *warm) if warm and all(np.isfinite(part).all() for part in warm) else solver.solve(False)
             info = found["info"]
-            solution.x[row], solution.y[row, rows], solution.s[row, rows] = found["x"], found["y"], found["s"]
+            solution.x[row], solution.y[row, rows], solution.s[row, rows] = found["x"], found["y"][: pattern.m], found["s"][: pattern.m]
             solution.status[row] = status_of(info["status_val"], info["status"])
             solution.iterations[row] = info["iter"]
 

@@ -23,7 +23,7 @@ def configure(cls: type[AnySolver], solver_args: Mapping[str, Any] | None = None
     of a wrong kind, is a ValueError.
     """
     args = dict(solver_args or {})
-    settings: dict[str, object] = dict(cls.defaults)
+    settings: dict[str, object] = {}
     ignored: list[str] = []
     unknown: list[str] = []
     jobs = 1

@@ -1,0 +1,132 @@
+"""What a race's JSON says: a table, a chart, and the table's place in README.md.
+
+python benchmarks/report.py        # draws the chart and the table again from results/against_cvxpylayers.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "against_cvxpylayers.json"
+BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
+OURS, PEER = "#1f6f8b", "#b9b4ab"
+
+
+def write(results: dict[str, Any]) -> None:
+    """Save the race as JSON, chart and table."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    chart(results, RESULTS.with_suffix(".png"))
+    readme = HERE / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+
+
+def table(results: dict[str, Any]) -> str:
+    """The race as a Markdown table, with a line each for the overhead of a call and for the setting."""
+    measured = "forward: ours, peer | ratio | forward + backward: ours, peer | ratio | goal"
+    head = f"workload | batch | {measured} | error of x: ours, peer | error of the gradient: ours, peer"
+    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    lines += [f"| {_row(result, _peer(result, results))} |" for result in results["workloads"]]
+    return "\n".join([*lines, "", _overhead(results["overhead"]), "", _setting(results["setting"])])
+
+
+def chart(results: dict[str, Any], path: Path) -> None:
+    """Forward + backward of both sides, a logarithmic axis, the ratio beside each pair."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [r for r in results["workloads"] if "both" in r["ours"]]
+    places = np.arange(len(rows))[::-1]
+    figure, axes = plt.subplots(figsize=(9, 0.75 * len(rows) + 1.4), layout="constrained")
+    for side, colour, shift in (("ours", OURS, 0.19), ("peer", PEER, -0.19)):
+        times = [np.array(_side(r, side, results).get("both", {}).get("wall_ms", [np.nan])) for r in rows]
+        low, middle, high = (np.array([np.quantile(t, q) for t in times]) for q in (0.25, 0.5, 0.75))
+        axes.barh(places + shift, middle, 0.36, color=colour, xerr=[middle - low, high - middle], error_kw={"lw": 1, "ecolor": "#555555"})
+        name = "cvxlayers" if side == "ours" else "cvxpylayers " + results["setting"]["peer"]["versions"].get("cvxpylayers", "")
+        axes.barh([np.nan], [np.nan], color=colour, label=name)
+    ends = [max(median(_side(r, s, results).get("both", {}).get("wall_ms", [0.0])) for s in ("ours", "peer")) for r in rows]
+    for place, end, result in zip(places, ends, rows, strict=True):
+        ratio = result["ratio"].get("both")
+        axes.text(end * 1.25, place, f"{ratio['median']:.1f}x" if ratio else "", va="center", weight="bold")
+    axes.set_xscale("log")
+    axes.set_xlim(right=max(ends) * 3)
+    axes.set_yticks(places, [f"{r['title']}\nbatch {r['batch']}" for r in rows], fontsize=9)
+    axes.set_xlabel("forward + backward of one call, wall ms (median, quartiles)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _peer(result: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """The peer's side of a workload, or of its twin, which is the same problem."""
+    return next((r.get("peer", {}) for r in results["workloads"] if r["name"] == (result["twin"] or result["name"])), {})
+
+
+def _side(result: dict[str, Any], side: str, results: dict[str, Any]) -> dict[str, Any]:
+    return result["ours"] if side == "ours" else _peer(result, results)
+
+
+def _row(result: dict[str, Any], peer: dict[str, Any]) -> str:
+    ours = result["ours"]
+    cells = [result["title"], str(result["batch"])]
+    for mode in ("forward", "both"):
+        cells += [f"{_time(ours, mode)}, {_time(peer, mode)}", _ratio(result, mode)]
+    goal = f"{result['goal']:g}x" if result["goal"] else ""
+    return " | ".join([*cells, goal, *(f"{_error(ours, kind)}, {_error(peer, kind)}" for kind in ("x", "gradient"))])
+
+
+def _time(side: dict[str, Any], mode: str) -> str:
+    if mode not in side or "wall_ms" not in side[mode]:
+        return "failed"
+    return f"{median(side[mode]['wall_ms']):.3g} ({median(side[mode]['cpu_ms']):.3g})"
+
+
+def _ratio(result: dict[str, Any], mode: str) -> str:
+    ratio = result["ratio"].get(mode)
+    if ratio is None:
+        return ""
+    text = f"{ratio['median']:.1f}x ({ratio['low']:.1f}-{ratio['high']:.1f})"
+    return text if result["valid"] else f"{text}, not valid: our error is too large"
+
+
+def _error(side: dict[str, Any], kind: str) -> str:
+    return f"{side[f'error_{kind}']:.0e}" if f"error_{kind}" in side else "failed"
+
+
+def _overhead(measured: dict[str, Any]) -> str:
+    if "error" in measured:
+        return f"A call with one problem could not be measured: {measured['error']}."
+    return (
+        f"A call with one problem (the simplex projection, {measured['calls']} calls, solver {measured['solver_name']}, "
+        f"{measured['solver_ms']:.2f} ms) costs beyond its solver {measured['forward_beyond_solver_ms']:.2f} ms forward and "
+        f"{measured['both_beyond_solver_ms']:.2f} ms forward + backward; goal: at most {measured['goal_ms']:g} ms."
+    )
+
+
+def _setting(setting: dict[str, Any]) -> str:
+    versions = {side: ", ".join(f"{name} {version}" for name, version in setting[side]["versions"].items()) for side in ("ours", "peer")}
+    threads = f"torch uses {setting['ours']['torch_threads']} threads in ours, {setting['peer']['torch_threads']} in the peer's"
+    return (
+        f"Setting: {setting['cores']} cores, Python {setting['python']}, {setting['repeats']} repeats; {threads}. "
+        f"Ours: {versions['ours']}. The peer: {versions['peer']}."
+    )
+
+
+def main() -> None:
+    """Draw chart and table again from the saved race."""
+    write(json.loads(RESULTS.read_text()))
+
+
+if __name__ == "__main__":
+    main()
