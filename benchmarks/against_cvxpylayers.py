@@ -115,7 +115,7 @@ def errors(process: Process, exact: tuple[np.ndarray, list[np.ndarray]]) -> dict
 
 
 def compare(results: Sequence[dict[str, Any]]) -> None:
-    """Add to each result the ratios of the medians, the quartiles of the ratios of repeats measured side by side, and its validity."""
+    """Add to each result its validity, and median and quartiles of the ratios of neighbouring samples, peer over ours."""
     by_name = {r["name"]: r for r in results}
     for result in results:
         peer = by_name.get(result["twin"] or result["name"], {}).get("peer", {})
@@ -126,8 +126,8 @@ def compare(results: Sequence[dict[str, Any]]) -> None:
         for mode in ("forward", "both"):
             theirs, mine = (np.array(side.get(mode, {}).get("wall_ms", [])) for side in (peer, result["ours"]))
             if len(theirs) == len(mine) > 0:
-                low, high = np.quantile(theirs / mine, (0.25, 0.75))
-                result["ratio"][mode] = {"median": float(np.median(theirs) / np.median(mine)), "low": float(low), "high": float(high)}
+                low, middle, high = np.quantile(theirs / mine, (0.25, 0.5, 0.75))
+                result["ratio"][mode] = {"median": float(middle), "low": float(low), "high": float(high)}
 
 
 def overhead(ours: Process) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "against_cvxpylayers.json"
 BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
-OURS, PEER = "#1f6f8b", "#b9b4ab"
+BAR, GOAL = "#5b9ab0", "#b3341f"
 
 
 def write(results: dict[str, Any]) -> None:
@@ -39,31 +39,31 @@ def table(results: dict[str, Any]) -> str:
 
 
 def chart(results: dict[str, Any], path: Path) -> None:
-    """Forward + backward of both sides, a logarithmic axis, the ratio beside each pair."""
+    """How many times faster forward + backward is: a bar with quartiles for each workload, its goal, and both sides' times."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [r for r in results["workloads"] if "both" in r["ours"]]
+    rows = [r for r in results["workloads"] if "both" in r["ratio"]]
     places = np.arange(len(rows))[::-1]
-    figure, axes = plt.subplots(figsize=(9, 0.75 * len(rows) + 1.4), layout="constrained")
-    for side, colour, shift in (("ours", OURS, 0.19), ("peer", PEER, -0.19)):
-        times = [np.array(_side(r, side, results).get("both", {}).get("wall_ms", [np.nan])) for r in rows]
-        low, middle, high = (np.array([np.quantile(t, q) for t in times]) for q in (0.25, 0.5, 0.75))
-        axes.barh(places + shift, middle, 0.36, color=colour, xerr=[middle - low, high - middle], error_kw={"lw": 1, "ecolor": "#555555"})
-        name = "cvxlayers" if side == "ours" else "cvxpylayers " + results["setting"]["peer"]["versions"].get("cvxpylayers", "")
-        axes.barh([np.nan], [np.nan], color=colour, label=name)
-    ends = [max(median(_side(r, s, results).get("both", {}).get("wall_ms", [0.0])) for s in ("ours", "peer")) for r in rows]
-    for place, end, result in zip(places, ends, rows, strict=True):
-        ratio = result["ratio"].get("both")
-        axes.text(end * 1.25, place, f"{ratio['median']:.1f}x" if ratio else "", va="center", weight="bold")
-    axes.set_xscale("log")
-    axes.set_xlim(right=max(ends) * 3)
+    low, middle, high = (np.array([r["ratio"]["both"][key] for r in rows]) for key in ("low", "median", "high"))
+    figure, axes = plt.subplots(figsize=(10, 0.7 * len(rows) + 1.2), layout="constrained")
+    axes.barh(places, middle, 0.6, color=BAR, xerr=[middle - low, high - middle], error_kw={"lw": 1.2, "ecolor": "#444444", "capsize": 3})
+    for place, end, result in zip(places, high, rows, strict=True):
+        times = [f"{median(side['both']['wall_ms']):.3g}" for side in (result["ours"], _peer(result, results))]
+        faster = f"{result['ratio']['both']['median']:.1f}x" + ("" if result["valid"] else " (not valid)")
+        axes.text(end + high.max() / 60, place, f"{faster}   {times[0]} against {times[1]} ms", va="center", fontsize=9)
+        if result["goal"]:
+            axes.plot([result["goal"]] * 2, [place - 0.4, place + 0.4], color=GOAL, lw=2)
+    axes.plot([], [], color=GOAL, lw=2, label="goal")
+    axes.axvline(1, color="#444444", lw=1, ls=":", label="equally fast")
+    axes.set_xlim(0, high.max() * 1.35)
     axes.set_yticks(places, [f"{r['title']}\nbatch {r['batch']}" for r in rows], fontsize=9)
-    axes.set_xlabel("forward + backward of one call, wall ms (median, quartiles)")
+    versions = results["setting"]["peer"]["versions"]
+    axes.set_xlabel(f"forward + backward: times faster than cvxpylayers {versions.get('cvxpylayers', '')} (median, quartiles)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -71,10 +71,6 @@ def chart(results: dict[str, Any], path: Path) -> None:
 def _peer(result: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """The peer's side of a workload, or of its twin, which is the same problem."""
     return next((r.get("peer", {}) for r in results["workloads"] if r["name"] == (result["twin"] or result["name"])), {})
-
-
-def _side(result: dict[str, Any], side: str, results: dict[str, Any]) -> dict[str, Any]:
-    return result["ours"] if side == "ours" else _peer(result, results)
 
 
 def _row(result: dict[str, Any], peer: dict[str, Any]) -> str:

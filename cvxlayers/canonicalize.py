@@ -100,10 +100,10 @@ def _check_lists(problem: cp.Problem, parameters: tuple, variables: tuple) -> di
             if kind == "parameters" and any(item is other for other in items[:place]):
                 raise ValueError(f"parameter '{item.name()}' is listed twice; list every parameter once")
     own, listed = {p.id: p for p in problem.parameters()}, {p.id: p for p in parameters}
-    for missing in own.keys() - listed.keys():
-        raise ValueError(f"parameter '{own[missing].name()}' of the problem is missing from parameters; list every one")
-    for extra in listed.keys() - own.keys():
-        raise ValueError(f"parameter '{listed[extra].name()}' does not occur in the problem; remove it from parameters")
+    if missing := [f"'{p.name()}'" for key, p in own.items() if key not in listed]:
+        raise ValueError(f"of the problem's parameters {', '.join(missing)} is missing from parameters; list every one")
+    if extra := [f"'{p.name()}'" for key, p in listed.items() if key not in own]:
+        raise ValueError(f"parameter {', '.join(extra)} does not occur in the problem; remove it from parameters")
     duals = {dual.id: constraint for constraint in problem.constraints for dual in constraint.dual_variables}
     known = {variable.id for variable in problem.variables()} | duals.keys()
     for variable in variables:
@@ -230,15 +230,14 @@ def _is_curved(expression: Any) -> bool:
 
 
 def _reduce(problem: cp.Problem, gp: bool, quadratic: bool) -> Reduced:
-    """Run CVXPY's chain on a twin of the problem, so that the problem's own cache stays as it is."""
-    twin = cp.Problem(problem.objective, problem.constraints)
+    """Run CVXPY's chain by hand: unlike problem.get_problem_data this reads the problem only and leaves its cache as it is."""
     try:
-        chain: Any = twin._construct_chain(solver=_Rows(quadratic), gp=gp, enforce_dpp=True)
+        chain: Any = problem._construct_chain(solver=_Rows(quadratic), gp=gp, enforce_dpp=True)
         # The one atom that asks for the solver by name (perspective) does so to have its own argument reduced: any installed one with
         # these cones and no bounds does.
         chain.solver_context.solver_name = cp.CLARABEL
         chain.reductions = [_Stuffing(r.quad_obj, r.canon_backend) if type(r) is ConeMatrixStuffing else r for r in chain.reductions]
-        data, inverse = chain.apply(twin)
+        data, inverse = chain.apply(problem)
     except Exception as error:  # the rules hold by now: whatever CVXPY raises here, it cannot reduce this problem
         kinds = sorted({type(constraint).__name__ for constraint in problem.constraints})
         raise ValueError(

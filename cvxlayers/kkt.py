@@ -26,6 +26,7 @@ import qdldl
 import scipy.sparse as sp
 
 from cvxlayers.cones import Derivative
+from cvxlayers.least_squares import MinimumNorm, SparsityPattern
 from cvxlayers.products import Products, Segments
 from cvxlayers.program import ConeProgram, Pattern
 
@@ -33,8 +34,8 @@ REGULARIZATION = 1e-9  # of the equilibrated K: small against its entries, large
 REFINEMENTS = 30  # each gains at least a factor two, else it stops
 CONVERGED = 1e-14  # of the equilibrated residual, relative to the right-hand side: nothing is left to refine
 TRUSTED = 1e-9  # a relative residual above this one sends a row to the least-squares fallback
-BLOWUP = 1e10  # so does |z| above this times |r| / |K|: a direction that K all but annihilates has been followed
-DAMPING = 1e-9  # of the least-squares system, relative to the largest entry of K squared: rounding over damping is its accuracy
+SUSPECT = 1e5  # so does |z| above this times |r| / |K|: a direction that K all but annihilates may have been followed
+BLOWUP = 1e10  # and above this it certainly was
 CHUNK = 1 << 23  # numbers in the largest work array of one chunk of rows
 
 
@@ -133,8 +134,8 @@ class KKT:
     def solve(self, values: np.ndarray, rhs: np.ndarray, reach: np.ndarray | None = None) -> Solved:
         """Solve K z = rhs for every row; values (rows, nnz), rhs (rows, n + m).
 
-        A row whose relative residual stays above `TRUSTED`, or whose |z| exceeds ``reach`` (rows,) (default: what `BLOWUP` says), gets the
-        minimum-norm least-squares solution.
+        A row whose relative residual stays above `TRUSTED` or whose |z| is `SUSPECT` gets the minimum-norm least-squares solution if
+        that leaves no larger residual, and in any case where |z| exceeds ``reach`` (rows,) (default: what `BLOWUP` says).
         """
         scale = self._equilibration(values)
         scaled = values * scale[:, self.indices] * scale[:, self._columns]
@@ -156,12 +157,12 @@ class KKT:
         self._spare.append(workspace)
         z *= scale
         residual = self._residual(values, z, unit)
-        largest = np.max(abs(values), axis=1, initial=np.finfo(float).tiny)
-        limit = BLOWUP / largest if reach is None else reach / peak
-        far = np.max(abs(z), axis=1, initial=0.0) > limit
-        fallback = (~(residual <= TRUSTED) | far) & np.isfinite(peak)
+        size = np.max(abs(z), axis=1, initial=0.0)
+        unit_size = 1 / np.max(abs(values), axis=1, initial=np.finfo(float).tiny)
+        far = size > (BLOWUP * unit_size if reach is None else reach / peak)
+        fallback = (~(residual <= TRUSTED) | (size > SUSPECT * unit_size) | far) & np.isfinite(peak)
         for row in np.flatnonzero(fallback):
-            least = self._least_squares(values[row], unit[row])
+            least = self._least_squares.solve(values[row, self._full], unit[row])
             left = self._residual(values[[row]], least[None], unit[[row]])[0]
             if far[row] or not left > residual[row]:
                 z[row], residual[row] = least, left
@@ -186,63 +187,12 @@ class KKT:
         norm = np.linalg.norm(rhs, axis=1)
         return np.linalg.norm(Kz - rhs, axis=1) / np.where(norm > 0, norm, 1.0)
 
-    def _least_squares(self, values: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-        """The minimum-norm minimizer of |K z - rhs| for one row.
-
-        Proximal steps (K'K + lam I) dz = K'(rhs - K z) from z = 0 stay in the range of K and converge to it; each is one solve with the
-        quasi-definite [[I, K], [K, -lam I]].
-        """
-        largest = max(np.max(abs(values)), np.finfo(float).tiny)
-        full = values[self._full] / largest
-        data = np.empty(self.size * 2 + len(full))
-        data[self._augmented.ones] = 1.0
-        data[self._augmented.damped] = -DAMPING
-        data[self._augmented.entries] = full
-        solver = qdldl.Solver(_Upper(self._augmented.indices, self._augmented.indptr, data, 2 * self.size), upper=True)
-        z = np.zeros(self.size)
-        target = rhs / largest
-        for _ in range(REFINEMENTS):
-            Kz = np.add.reduceat(full * z[self._full_indices], self._full_indptr[:-1])
-            step = solver.solve(np.r_[target - Kz, np.zeros(self.size)])[self.size :]
-            z += step
-            if np.max(abs(step)) <= 1e-13 * np.max(abs(z)):
-                break
-        return z
-
     @cached_property
-    def _augmented(self) -> _Augmented:
-        size, counts = self.size, np.diff(self._full_indptr)
-        indptr = np.r_[np.arange(size), size + np.r_[0, np.cumsum(counts + 1)]].astype(np.int32)
-        damped = indptr[size + 1 :] - 1
-        indices = np.empty(indptr[-1], dtype=np.int32)
-        entries = np.ones(indptr[-1], dtype=bool)
-        entries[:size] = entries[damped] = False
-        indices[:size] = np.arange(size)
-        indices[damped] = size + np.arange(size)
-        indices[entries] = self._full_indices
-        return _Augmented(indices, indptr, np.arange(size), damped, np.flatnonzero(entries))
+    def _least_squares(self) -> MinimumNorm:
+        return MinimumNorm(self._full_indices, self._full_indptr)
 
     def __reduce__(self):
         return KKT, (self.pattern,)
-
-
-@dataclass(frozen=True)
-class _Augmented:
-    """The pattern of [[I, K], [K, -lam I]] (upper triangle) and where each kind of entry stands in it."""
-
-    indices: np.ndarray
-    indptr: np.ndarray
-    ones: np.ndarray
-    damped: np.ndarray
-    entries: np.ndarray
-
-
-class _Upper:
-    """What qdldl reads of a sparse matrix, without the cost of making one."""
-
-    def __init__(self, indices: np.ndarray, indptr: np.ndarray, data: np.ndarray, size: int) -> None:
-        self.indices, self.indptr, self.data = indices, indptr, data
-        self.shape, self.nnz = (size, size), len(indices)
 
 
 class _Workspace:
@@ -250,7 +200,7 @@ class _Workspace:
 
     def __init__(self, indices: np.ndarray, indptr: np.ndarray, full_indices: np.ndarray, full_indptr: np.ndarray) -> None:
         size = len(indptr) - 1
-        self._upper = _Upper(indices, indptr, np.zeros(len(indices)), size)
+        self._upper = SparsityPattern(indices, indptr, np.zeros(len(indices)))
         self._full = sp.csr_matrix((np.zeros(len(full_indices)), full_indices, full_indptr), shape=(size, size))
         self._solver: qdldl.Solver | None = None
 

@@ -64,9 +64,8 @@ class Layer:
         from cvxlayers.canonicalize import canonicalize  # importing CVXPY takes seconds: only who builds a layer pays
 
         if parameters is None or variables is None:
-            raise TypeError(
-                f"got no {'parameters' if parameters is None else 'variables'}; wanted problem, parameters=[...], variables=[...]"
-            )
+            absent = "parameters" if parameters is None else "variables"
+            raise TypeError(f"CvxpyLayer got no {absent}; wanted CvxpyLayer(problem, parameters=[...], variables=[...])")
         asked = solvers.named(solver, solver_args)
         quadratic = solvers.find(asked).quadratic if asked is not None else True
         self.canonical = canonicalize(problem, parameters, variables, gp=gp, quadratic=quadratic)
@@ -127,9 +126,8 @@ class Layer:
         program, _ = self._program(saved.inputs, saved.batched, len(g))
         pulled = (self._RT @ g.T).T
         n = self.canonical.pattern.n
-        cotangent = Solution(
-            np.ascontiguousarray(pulled[:, :n]), np.ascontiguousarray(pulled[:, n:]), np.zeros((len(g), pulled.shape[1] - n))
-        )
+        on_x, on_y = np.ascontiguousarray(pulled[:, :n]), np.ascontiguousarray(pulled[:, n:])
+        cotangent = Solution(on_x, on_y, np.zeros_like(on_y))
         gradient, _ = self.conic.vjp(program, saved.solution, cotangent)
         stacked = np.concatenate([gradient.P, gradient.q, gradient.A, gradient.b], axis=1)
         results: list[np.ndarray | None] = [None] * len(saved.inputs)
@@ -280,7 +278,7 @@ class Layer:
 
 def _stack(value: Any, is_complex: bool) -> np.ndarray:
     """(rows, *shape) -> (rows, size): the C-order ravel, real part first and then the imaginary part of complex values."""
-    flat = value.reshape(len(value), -1)
+    flat = value.reshape(len(value), int(np.prod(value.shape[1:])))
     return np.concatenate([flat.real, flat.imag], axis=1) if is_complex else flat.real
 
 

@@ -36,9 +36,8 @@ class Diagnosis:
         columns = (self.status, self.primal_residual, self.dual_residual, self.gap, self.margin, self.adjoint_residual, self.fallback)
         for row, values in enumerate(zip(*(c.reshape(-1) for c in columns), strict=True)):
             status, *numbers, fallback = values
-            lines.append(
-                f"{row:>5} {Status(int(status)).name:<18} " + " ".join(f"{v:8.1e}" for v in numbers) + f" {'yes' if fallback else 'no'}"
-            )
+            cells = " ".join(f"{v:8.1e}" for v in numbers)
+            lines.append(f"{row:>5} {Status(int(status)).name:<18} {cells} {'yes' if fallback else 'no'}")
         return "\n".join(lines)
 
 

@@ -725,7 +725,9 @@ def test_leaves_the_problem_alone():
     x, a, P = cp.Variable(2), cp.Parameter(2), cp.Parameter((2, 2), PSD=True)
     low = x >= a
     problem = cp.Problem(cp.Minimize(cp.quad_form(x, P)), [low])
+    cache = vars(problem._cache).copy()
     canonicalize(problem, [a, P], [x, low.dual_variables[0]])
+    assert vars(problem._cache) == cache
     assert (x.value, a.value, P.value, low.dual_value, problem.status) == (None,) * 5
     for value in (1.0, 2.0):
         a.value, P.value = value * np.ones(2), np.eye(2)
@@ -769,7 +771,7 @@ def refused(message, problem, parameters=None, variables=None, **options):
 def test_refuses_lists_that_do_not_fit():
     x, y, a, b = cp.Variable(2, name="x"), cp.Variable(name="y"), cp.Parameter(2, name="a"), cp.Parameter(name="b")
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - a)))
-    refused("'a' of the problem is missing", problem, [])
+    refused("problem's parameters 'a' is missing", problem, [])
     refused("'b' does not occur", problem, [a, b])
     refused("'a' is listed twice", problem, [a, a])
     refused(r"parameters\[0\] is a ndarray; wanted a cvxpy Parameter", problem, [np.ones(2)])

@@ -38,15 +38,14 @@ class Exponential(ThreeDimensional):
 
     def _split(self, xp, x: Array, y: Array, z: Array) -> Split:
         rho = self._root(xp, x, y, z)
-        # a, b = exp(rho), 1 or 1, exp(-rho): the pair is (1, exp(rho)) times a power of exp(rho) that keeps both at most 1
-        small, positive = xp.exp(-xp.abs(rho)), rho > 0
-        a, b = xp.where(positive, small, 1.0), xp.where(positive, 1.0, small)
+        # (a, b) is (1, exp(rho)) divided by the larger of its entries
+        a, b = xp.exp(-xp.maximum(rho, 0.0)), xp.exp(xp.minimum(rho, 0.0))
         ray, normal = (rho * a, a, b), (-b, (rho - 1) * b, a)
         c = rho * rho - rho + 1
         s, m = xp.maximum(y + (rho - 1) * x, 0.0) / c, xp.maximum(x - rho * y, 0.0) / c
         # for rho > 0 these are s exp(rho), m, else s, m exp(-rho); the equation for z gives the one that would lose digits
-        length = xp.where(positive, xp.maximum(z + m * small, 0.0), s)
-        height = xp.where(positive, m, xp.maximum(s * small - z, 0.0))
+        length = xp.where(rho > 0, xp.maximum(z + m * a, 0.0), s)
+        height = xp.where(rho > 0, m, xp.maximum(s * b - z, 0.0))
         bend = height * b * _square(ray) / _square(normal)
         total = length * a + bend
         value = length * a / xp.where(total > 0, total, 1.0)
@@ -66,8 +65,7 @@ class Exponential(ThreeDimensional):
         up, down = xp.maximum(z, 0.0), xp.maximum(-z, 0.0)
 
         def balance(rho: Array) -> tuple[Array, Array]:
-            small, positive = xp.exp(-xp.abs(rho)), rho > 0
-            a, b = xp.where(positive, small, 1.0), xp.where(positive, 1.0, small)
+            a, b = xp.exp(-xp.maximum(rho, 0.0)), xp.exp(xp.minimum(rho, 0.0))
             c, slope_c = rho * rho - rho + 1, 2 * rho - 1
             s, m = y + (rho - 1) * x, x - rho * y
             left = xp.maximum(s * b + down * c * a, 1e-200)
@@ -75,9 +73,9 @@ class Exponential(ThreeDimensional):
             slope = 1 + (x * b + down * (slope_c - c) * a) / left + ((y + m) * a - up * slope_c * b) / right
             return rho + xp.log(left / right), slope
 
-        x_safe, y_safe = xp.maximum(x, 1e-300), xp.maximum(y, 1e-300)
-        low = xp.where(x > 0, xp.maximum(1 - y / x_safe, -FAR), -FAR)
-        high = xp.where(y > 0, xp.minimum(x / y_safe, FAR), FAR)
+        low, high = 1 - y / xp.maximum(x, 1e-300), x / xp.maximum(y, 1e-300)
+        low = xp.where(x > 0, xp.minimum(xp.maximum(low, -FAR), FAR), -FAR)
+        high = xp.where(y > 0, xp.minimum(xp.maximum(high, -FAR), FAR), FAR)
         # the root lies less than 1000 from the point of [low, high] nearest to zero: |log| of a positive float is below 750
         start = xp.minimum(xp.maximum(xp.zeros_like(x), low), high)
         low, high = xp.maximum(low, start - 1000), xp.minimum(high, start + 1000)

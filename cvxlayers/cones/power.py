@@ -46,7 +46,7 @@ class Power(ThreeDimensional):
         # exchanging x with y and alpha with 1 - alpha turns theta into -theta, so theta >= 0 is enough; the sign of the equation at 0 tells
         plus = xp.maximum(size - x, 0.0) * xp.maximum(y + (1 - self.alpha) * size, 0.0)
         minus = xp.maximum(x + self.alpha * size, 0.0) * xp.maximum(size - y, 0.0)
-        swap = plus > minus
+        swap, zero = plus > minus, z == 0
         x, y = xp.where(swap, y, x), xp.where(swap, x, y)
         a, b = xp.where(swap, 1 - self.alpha, self.alpha), xp.where(swap, self.alpha, 1 - self.alpha)
         theta = _root(xp, x, y, size, a, b)
@@ -61,13 +61,11 @@ class Power(ThreeDimensional):
         value = r / xp.where(r + m > 0, r + m, 1.0)
         if self.alpha != 0.5:
             # at z = 0 the limit of the above; it is reached too slowly for NEAR to stand in
-            value = xp.where(z == 0, xp.where(a > 0.5, 1.0, 0.0), value)
-        sign = xp.where(z < 0, -1.0, 1.0)
-        zero = z == 0
-        third_p, third_q = xp.where(zero, 0.0, sign * p[2]), xp.where(zero, 0.0, -sign * q[2])
+            value = xp.where(zero, xp.where(a > 0.5, 1.0, 0.0), value)
+        sign = xp.where(z > 0, 1.0, xp.where(zero, 0.0, -1.0))
         return Split(
-            (xp.where(swap, p[1], p[0]), xp.where(swap, p[0], p[1]), third_p),
-            (xp.where(swap, q[1], q[0]), xp.where(swap, q[0], q[1]), third_q),
+            (xp.where(swap, p[1], p[0]), xp.where(swap, p[0], p[1]), sign * p[2]),
+            (xp.where(swap, q[1], q[0]), xp.where(swap, q[0], q[1]), -sign * q[2]),
             length,
             height,
             value,
@@ -77,8 +75,7 @@ class Power(ThreeDimensional):
         return _slack(xp, x, y, z, self.alpha)
 
     def _polar_slack(self, xp, x: Array, y: Array, z: Array) -> Array:
-        slack = _slack(xp, -x / self.alpha, -y / (1 - self.alpha), z, self.alpha)
-        return slack
+        return _slack(xp, -x / self.alpha, -y / (1 - self.alpha), z, self.alpha)
 
     def _crease(self, xp, x: Array, y: Array, z: Array) -> Array:
         return xp.zeros_like(x) + float("inf")
@@ -111,6 +108,4 @@ def _root(xp, x: Array, y: Array, z: Array, a: Array, b: Array) -> Array:
     low = xp.where(y < 0, xp.maximum(-log_ratio(b * z, -y) / a, low), low)
     high = xp.where(x < 0, log_ratio(a * z, -x) / b, xp.maximum(low, 0.0) + 1000)
     high = xp.maximum(xp.minimum(high, xp.where(y > 0, log_ratio(z, y) / a, high)), low)
-    # measured from the end that the smaller of 1/a and 1/b multiplies, the root keeps its digits however close to 0 or 1 alpha is
-    start = xp.where((x > 0) & (y > 0) & (a > b), high, xp.minimum(xp.maximum(low, 0.0), high))
-    return increasing_root(xp, balance, low, high, start)
+    return increasing_root(xp, balance, low, high, xp.minimum(xp.maximum(low, 0.0), high))

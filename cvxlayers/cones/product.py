@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -57,19 +56,18 @@ class Product(Cone):
         return ranks == sorted(ranks)
 
     def project(self, v: Array) -> Array:
-        return _join(v, [cone.project(part) for cone, _, part in self._parts(v)])
+        return _join(v, [cone.project(_part(v, cone, start, count)) for cone, start, count in self._runs])
 
     def derivative(self, v: Array) -> Derivative:
-        xp = array_namespace(v)
-        batch = v.shape[:-1]
         values, blocks = [], []
-        for cone, start, part in self._parts(v):
-            derivative = cone.derivative(part)
+        for cone, start, count in self._runs:
+            derivative = cone.derivative(_part(v, cone, start, count))
             values.append(derivative.values)
             for block in derivative.blocks:
-                count = part.shape[-2] * block.count
-                vectors = xp.reshape(block.vectors, (*batch, count, block.size, block.size))
-                blocks.append(Block(start, count, block.size, vectors))
+                vectors = block.vectors
+                if count > 1:
+                    vectors = array_namespace(v).reshape(vectors, (*v.shape[:-1], count * block.count, block.size, block.size))
+                blocks.append(Block(start, count * block.count, block.size, vectors))
         return Derivative(_join(v, values), tuple(blocks))
 
     def dual(self) -> Product:
@@ -77,15 +75,11 @@ class Product(Cone):
 
     def margin(self, v: Array) -> Array:
         xp = array_namespace(v)
-        margins = [cone.margin(part) for cone, _, part in self._parts(v)]
-        return xp.min(xp.concat(margins, axis=-1), axis=-1) if margins else Zero(0).margin(v)
-
-    def _parts(self, v: Array) -> Iterator[tuple[Cone, int, Array]]:
-        """For every run its cone, its first coordinate and its coordinates as (*batch, count, dim)."""
-        xp = array_namespace(v)
+        margins = Zero(0).margin(v)
         for cone, start, count in self._runs:
-            part = v[..., start : start + count * cone.dim]
-            yield cone, start, xp.reshape(part, (*v.shape[:-1], count, cone.dim))
+            margin = cone.margin(_part(v, cone, start, count))
+            margins = xp.minimum(margins, margin if count == 1 else xp.min(margin, axis=-1))
+        return margins
 
     @cached_property
     def _runs(self) -> tuple[tuple[Cone, int, int], ...]:
@@ -105,10 +99,17 @@ class Product(Cone):
         return hash(self.cones)
 
 
+def _part(v: Array, cone: Cone, start: int, count: int) -> Array:
+    """The coordinates of a run as (*batch, count, dim), or (*batch, dim) for a single cone."""
+    part = v[..., start : start + count * cone.dim]
+    return part if count == 1 else array_namespace(v).reshape(part, (*v.shape[:-1], count, cone.dim))
+
+
 def _join(v: Array, parts: list[Array]) -> Array:
-    """Arrays (*batch, count, dim) side by side as (*batch, sum of count * dim); the empty v where there are none."""
+    """The parts of v, each (*batch, dim) or (*batch, count, dim), side by side; v itself, which is empty, if there are none."""
     xp = array_namespace(v)
-    flat = [xp.reshape(part, (*v.shape[:-1], part.shape[-2] * part.shape[-1])) for part in parts]
-    if not flat:
-        return v
-    return flat[0] if len(flat) == 1 else xp.concat(flat, axis=-1)
+    batch = v.shape[:-1]
+    flat = [part if part.ndim == v.ndim else xp.reshape(part, (*batch, part.shape[-2] * part.shape[-1])) for part in parts]
+    if len(flat) == 1:
+        return flat[0]
+    return xp.concat(flat, axis=-1) if flat else v

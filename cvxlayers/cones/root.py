@@ -27,19 +27,15 @@ def increasing_root(xp, function: Callable[[Array], tuple[Array, Array]], low: A
     t = xp.zeros_like(start)
     point = start
     for _ in range(STEPS):
-        near_low, near_high = xp.exp(-xp.abs(t + left)), xp.exp(-xp.abs(t - right))
-        middle = xp.minimum(xp.maximum(t, -left), right)
-        point = start + (middle + (xp.log1p(near_low) - xp.log1p(near_high)))
-        point = xp.minimum(xp.maximum(point, low), high)
+        from_low, from_high = t + left, t - right
+        small_low, small_high = xp.exp(-xp.abs(from_low)), xp.exp(-xp.abs(from_high))
+        sum_low, sum_high = 1 + small_low, 1 + small_high
+        point = start + (xp.minimum(xp.maximum(t, -left), right) + xp.log(sum_low / sum_high))
         value, slope = function(point)
-        slope = slope * (_sigmoid(xp, t + left, near_low) - _sigmoid(xp, t - right, near_high))
-        below, above = xp.where(value < 0, t, below), xp.where(value < 0, above, t)
+        slope = slope * (xp.where(from_low > 0, 1.0, small_low) / sum_low - xp.where(from_high > 0, 1.0, small_high) / sum_high)
+        under = value < 0
+        below, above = xp.where(under, t, below), xp.where(under, above, t)
         usable = slope > 1e-200
         newton = t - value / xp.where(usable, slope, 1.0)
         t = xp.where(usable & (newton >= below) & (newton <= above), newton, (below + above) / 2)
     return point
-
-
-def _sigmoid(xp, t: Array, small: Array) -> Array:
-    """1/(1 + exp(-t)), with small = exp(-|t|)."""
-    return xp.where(t > 0, 1.0, small) / (1 + small)

@@ -136,6 +136,9 @@ def _norm(xp, w: Triple) -> Array:
 
 
 def _unit(xp, w: Triple) -> Triple:
+    size = xp.maximum(xp.maximum(xp.abs(w[0]), xp.abs(w[1])), xp.abs(w[2]))
+    size = xp.where(size > 0, size, 1.0)
+    w = (w[0] / size, w[1] / size, w[2] / size)
     norm = _norm(xp, w)
-    inverse = 1 / xp.where(norm > 0, norm, 1.0)
-    return w[0] * inverse, w[1] * inverse, w[2] * inverse
+    norm = xp.where(norm > 0, norm, 1.0)
+    return w[0] / norm, w[1] / norm, w[2] / norm

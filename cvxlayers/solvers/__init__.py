@@ -43,8 +43,8 @@ def find(name: str) -> type[Solver]:
     try:
         module = import_module(f"{__name__}.{key.lower()}")
     except ModuleNotFoundError as error:
-        extra = f"cvxlayers[{key.lower()}]"
-        raise ImportError(f"solver {key!r} needs the package {error.name!r}; pip install {extra}", name=error.name) from error
+        package, extra = str(error.name).partition(".")[0], f"cvxlayers[{key.lower()}]"
+        raise ImportError(f"solver {key!r} needs the package {package!r}; pip install {extra}", name=error.name) from error
     return getattr(module, REGISTRY[key])
 
 

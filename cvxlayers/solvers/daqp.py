@@ -40,7 +40,10 @@ STATUS = {
 
 EQUATION = 5
 """DAQP's word for a constraint that is active and stays so."""
+FAR = 1e8
+"""The size of a scaled x at which unboundedness is suspected."""
 SHIFT = 1e-8
+"""What makes the equations of an active set regular."""
 ENOUGH = 1e-11
 """The relative error of a row above which it is polished and tried again at the scale of its x."""
 
@@ -131,14 +134,18 @@ class _Program:
             z = z + lu_solve(factor, right - K @ z)
         y = y.copy()
         y[active] = z[len(x) :]
-        return z[: len(x)], y
+        return z[: len(x)], np.where(self.equation, y, np.maximum(y, 0.0))
 
-    def falls(self, x: np.ndarray) -> bool:
-        """Whether x, run far away, points along a direction that is feasible for ever and on which the objective falls."""
+    def falls(self, x: np.ndarray, flat: float) -> bool:
+        """Whether x, run far away, points along a direction that is feasible for ever and on which the objective falls for ever.
+
+        ``flat`` is the curvature, relative to P, that counts as none.
+        """
         d = x / max(np.abs(x).max(), 1.0)
         along = self.A @ d
         leaves = np.where(self.equation, np.abs(along), along).max(initial=0.0)
-        return bool(self.q @ d < -1e-6 and max(np.abs(self.P @ d).max(), leaves) < 1e-6)
+        curves = np.abs(self.P @ d).max() > flat * np.abs(self.P).max()
+        return bool(self.q @ d < -1e-6 and leaves < 1e-6 and not curves)
 
 
 @final
@@ -201,17 +208,29 @@ class DAQP(Solver):
         return Solution(x, y, solution.s * lengths[:, None] * rows, solution.status, solution.iterations)
 
     def _attempt(self, program: _Program, sense: np.ndarray) -> tuple[Status, int, np.ndarray, np.ndarray, float]:
-        """One call of DAQP: status, iterations, x, y, error."""
-        below = np.where(program.equation, program.b, -1e30)
-        x, _, flag, info = daqp.solve(program.P, program.q, program.A, program.b, below, sense.copy(), **self.settings)
-        y, status = info["lam"], STATUS.get(flag, Status.NUMERICAL_ERROR)
+        """Solve one scaled row: status, iterations, x, y, error."""
+        status, steps, x, y = self._call(program, sense, None)
+        if status == Status.DUAL_INFEASIBLE and np.isfinite(x).all():
+            # DAQP mistakes the way from its first x, which may break the equations, for a direction: ask again from where it arrived
+            status, more, x, y = self._call(program, sense, x)
+            steps += more
         error = program.error(x, y)
-        if status == Status.SOLVED and not error < ENOUGH:
-            if error == np.inf:
-                return Status.NUMERICAL_ERROR, info["iterations"], x, y, error
+        if status == Status.ITERATION_LIMIT and program.falls(x, 1e-6):
+            status = Status.DUAL_INFEASIBLE
+        if status == Status.SOLVED and np.abs(x).max() > FAR and program.falls(x, 1e-12):
+            # a singular P that rounding made regular
+            status = Status.DUAL_INFEASIBLE
+        if status == Status.SOLVED and error == np.inf:
+            status = Status.NUMERICAL_ERROR
+        if status == Status.SOLVED and error > ENOUGH:
             exact = program.polished(x, y)
             if program.error(*exact) < error:
-                return status, info["iterations"], *exact, program.error(*exact)
-        elif status == Status.ITERATION_LIMIT and program.falls(x):
-            status = Status.DUAL_INFEASIBLE
-        return status, info["iterations"], x, y, error
+                x, y, error = *exact, program.error(*exact)
+        return status, steps, x, y, error
+
+    def _call(self, program: _Program, sense: np.ndarray, start: np.ndarray | None) -> tuple[Status, int, np.ndarray, np.ndarray]:
+        """One call of DAQP: status, iterations, x, y; y is NaN where DAQP leaves it unset."""
+        below = np.where(program.equation, program.b, -1e30)
+        x, _, flag, info = daqp.solve(program.P, program.q, program.A, program.b, below, sense.copy(), primal_start=start, **self.settings)
+        y = info["lam"] if flag in (1, 2, -2, -4, -7) else np.full(len(sense), np.nan)
+        return STATUS.get(flag, Status.NUMERICAL_ERROR), info["iterations"], x, y

@@ -24,14 +24,18 @@ from cvxlayers.solvers import scs
 from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.clarabel import Clarabel
 from cvxlayers.solvers.layout import blank, blocks, filled, pick, scs_rows
+from cvxlayers.solvers.settings import LEGACY
 
 STATUS = {
     "Solved": Status.SOLVED,
     "Solved/Inaccurate": Status.INACCURATE,
+    "Optimal": Status.SOLVED,
     "Optimal Inaccurate": Status.INACCURATE,
     "Infeasible": Status.PRIMAL_INFEASIBLE,
+    "Infeasible/Inaccurate": Status.PRIMAL_INFEASIBLE,
     "Infeasible Inaccurate": Status.PRIMAL_INFEASIBLE,
     "Unbounded": Status.DUAL_INFEASIBLE,
+    "Unbounded/Inaccurate": Status.DUAL_INFEASIBLE,
     "Unbounded Inaccurate": Status.DUAL_INFEASIBLE,
     "Failure": Status.NUMERICAL_ERROR,
 }
@@ -75,7 +79,8 @@ class DIFFCP(Solver):
     def method(self, pattern: Pattern) -> str:
         """The solver behind diffcp: the one asked for, else SCS where semidefinite cones are and Clarabel elsewhere."""
         order = max((block.order for block, _ in blocks(pattern.cone) if isinstance(block, Semidefinite)), default=0)
-        method = str(self.settings.get("solve_method", "SCS" if order else "CLARABEL")).upper()
+        asked = str(self.settings.get("solve_method", self.name)).upper()
+        method = asked if asked != self.name else "SCS" if order else "CLARABEL"
         if method not in METHODS:
             raise ValueError(f"solve_method {method!r} of solver 'DIFFCP' is not known; it knows {', '.join(METHODS)}")
         if order > 3 and method == "CLARABEL" or order and method == "ECOS":
@@ -85,10 +90,10 @@ class DIFFCP(Solver):
     def translated(self, method: str) -> dict[str, Any]:
         """Our settings in the words of the method."""
         word, tolerances, limit, options = METHODS[method]
-        settings = {name: value for name, value in self.settings.items() if name not in ("eps", "max_iters", "solve_method")}
-        strangers = [name for name in settings if name != "verbose" and name not in options]
+        settings = {name: value for name, value in self.settings.items() if name in options or name == "verbose"}
+        strangers = set(self.settings) - set(settings) - {"eps", "max_iters", "solve_method", *LEGACY}
         if strangers:
-            raise ValueError(f"solver 'DIFFCP' with solve_method {method!r} has no option {', '.join(map(repr, strangers))}")
+            raise ValueError(f"solver 'DIFFCP' with solve_method {method!r} has no option {', '.join(map(repr, sorted(strangers)))}")
         defaults = {"CLARABEL": {"max_threads": 1}, "SCS": {"linear_solver": "qdldl", "max_iters": 100_000}, "ECOS": {}}[method]
         general = dict.fromkeys(tolerances, self.settings["eps"])
         if "max_iters" in self.settings:
