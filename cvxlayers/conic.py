@@ -269,7 +269,7 @@ class ConicLayer:
                 raise ValueError(f"{name} has shape {array.shape}; wanted (*batch, {width}), the entries stored by the pattern")
         batch = common_batch([(name, a.shape[:-1]) for name, a in zip(names, arrays, strict=True)])
         rows = int(np.prod(batch))
-        flat = (np.broadcast_to(a.reshape(-1, w) if a.ndim > 1 else a, (rows, w)) for a, w in zip(arrays, widths, strict=True))
+        flat = (np.broadcast_to(a.reshape(rows, w) if a.ndim > 1 else a, (rows, w)) for a, w in zip(arrays, widths, strict=True))
         return ConeProgram(*flat), batch
 
 

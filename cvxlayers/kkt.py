@@ -126,9 +126,9 @@ class KKT:
             count, size, width = maps.shape
             dense = np.zeros((len(values), count * size * width))
             dense[:, maps.cells] = program.A[:, maps.entries]
-            turned = np.swapaxes(block.vectors, -1, -2) @ dense.reshape(-1, count, size, width)
-            turned *= root[:, maps.first : maps.first + count * size].reshape(-1, count, size, 1)
-            values[:, maps.positions] = turned.reshape(len(values), -1)[:, maps.picked]
+            turned = np.swapaxes(block.vectors, -1, -2) @ dense.reshape(len(values), count, size, width)
+            turned *= root[:, maps.first : maps.first + count * size].reshape(len(values), count, size, 1)
+            values[:, maps.positions] = turned.reshape(len(values), count * size * width)[:, maps.picked]
         return values
 
     def solve(self, values: np.ndarray, rhs: np.ndarray, reach: np.ndarray | None = None) -> Solved:

@@ -63,6 +63,8 @@ class Pattern:
                 raise ValueError(f"{name} has unsorted or duplicate entries; sort its rows within each column and sum duplicates")
             if name == "P" and (indices > columns).any():
                 raise ValueError("P has entries below the diagonal; store its upper triangle only")
+        if not self.cone.ordered:
+            raise ValueError("the cones come in a wrong order; wanted zero, nonnegative, second-order, semidefinite, exponential, power")
         if self.cone.dim != self.m:
             raise ValueError(f"the cone has dimension {self.cone.dim}, A has {self.m} rows; wanted equal")
 

@@ -18,7 +18,7 @@ from cvxlayers.solvers.base import map_rows
 from cvxlayers.solvers.layout import lower_triangle
 
 # name, relative KKT residual it reaches with its defaults, error of x on programs with strong convexity
-SOLVERS = [("CLARABEL", 2e-8, 1e-5), ("SCS", 5e-9, 1e-5), ("ECOS", 1e-9, 1e-5), ("DIFFCP", 1e-8, 1e-5), ("DAQP", 1e-11, 1e-9)]
+SOLVERS = [("CLARABEL", 2e-8, 1e-5), ("SCS", 1e-8, 1e-5), ("ECOS", 1e-9, 1e-5), ("DIFFCP", 1e-8, 1e-5), ("DAQP", 1e-11, 1e-9)]
 NAMES = [name for name, _, _ in SOLVERS]
 
 CONES = {
@@ -491,6 +491,17 @@ def test_active_set_knows_what_has_no_solution(make, status):
         assert get("DAQP", None, pattern)[0].solve(pattern, program).status[0] == status
 
 
+def test_polishing_returns_to_the_optimum():
+    from cvxlayers.solvers.daqp import _Program
+
+    rng = np.random.default_rng(3)
+    pattern, program, known = feasible("linear", True)
+    for i in range(3):
+        scaled = _Program(*dense(pattern, program, i), equation=np.arange(15) < 3)
+        off = known.x[i] + 1e-6 * rng.standard_normal(7), np.where(known.y[i] == 0, 0, known.y[i] * (1 + 1e-6 * rng.random(15)))
+        assert scaled.error(*scaled.polished(*off)) < 1e-12 < 1e-8 < scaled.error(*off)
+
+
 def test_active_set_refuses_a_saddle():
     pattern, program = row(-np.eye(2), [1, 1], -np.eye(2), [0, 0], Product((NonNegative(2),)))
     assert not Status(get("DAQP", None, pattern)[0].solve(pattern, program).status[0]).ok
@@ -623,7 +634,15 @@ def test_options_reach_the_solver(capfd):
     for args in (
         {"solve_method": "ECOS", "abstol": np.float64(1e-9), "verbose": False},
         {"solve_method": "Clarabel", "tol_gap_abs": 1e-9, "direct_solve_method": "qdldl"},
-        {"solve_method": "SCS", "eps": 1e-8, "max_iters": np.int64(10000), "acceleration_lookback": 0, "normalize": 1},
+        {
+            "solve_method": "SCS",
+            "eps": 1e-8,
+            "max_iters": np.int64(10000),
+            "acceleration_lookback": 0,
+            "acceleration_type_1": 0,
+            "acceleration_regularization": 1e-8,
+            "normalize": 1,
+        },
         {"solve_method": "DIFFCP", "acceleration_lookback": 5},
         {"solve_method": "DAQP", "cycle_tol": 20},
     ):

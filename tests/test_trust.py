@@ -303,7 +303,9 @@ def _system(rng: np.random.Generator, rows: int) -> tuple[KKT, ConeProgram, Solu
     P = (root @ np.swapaxes(root, 1, 2))[:, pattern.P_indices, pattern.P_columns]
     v = rng.standard_normal((rows, cone.dim))
     y = cone.dual().project(v)
-    program = ConeProgram(P, rng.standard_normal((rows, n)), rng.standard_normal((rows, pattern.nnzA)), rng.standard_normal((rows, cone.dim)))
+    program = ConeProgram(
+        P, rng.standard_normal((rows, n)), rng.standard_normal((rows, pattern.nnzA)), rng.standard_normal((rows, cone.dim))
+    )
     return KKT(pattern), program, Solution(rng.standard_normal((rows, n)), y, y - v, np.zeros(rows, np.int8))
 
 

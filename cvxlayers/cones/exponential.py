@@ -23,12 +23,11 @@ class Exponential(ThreeDimensional):
         z = s exp(rho) - m exp(-rho),
 
     where the last line, with s and m put in, is an equation for rho (Friberg, Projection onto the exponential cone: a univariate
-    root-finding problem, 2021). We solve its logarithm, the terms sorted so that both sides are positive,
+    root-finding problem, 2021). We solve its logarithm, the terms sorted so that both sides are positive:
 
-        rho + log(c s + max(-z, 0) c exp(-rho)) - log(c m exp(-rho) + max(z, 0) c) = 0,
+        rho + log(c s + max(-z, 0) c exp(-rho)) - log(c m exp(-rho) + max(z, 0) c) = 0.
 
-    and take the longer of s and m exp(-rho), say, from its line above and the shorter from the equation. Where x, y <= 0,
-    p = (x, 0, max(z, 0)). The boundary's curvature enters D as the eigenvalue s/(s + m k), k = |(rho, 1, exp(rho))|^2 /
+    Where x, y <= 0, p = (x, 0, max(z, 0)). The boundary's curvature enters D as the eigenvalue s/(s + m k), k = |(rho, 1, exp(rho))|^2 /
     |(exp(rho), (1 - rho) exp(rho), -1)|^2.
 
     >>> import numpy as np
@@ -51,10 +50,10 @@ class Exponential(ThreeDimensional):
         value = length * a / xp.where(total > 0, total, 1.0)
 
         face = (x <= 0) & (y <= 0)
-        zero, up, down = xp.zeros_like(z), xp.maximum(z, 0.0), xp.maximum(-z, 0.0)
+        up, down = xp.maximum(z, 0.0), xp.maximum(-z, 0.0)
         return Split(
-            tuple(xp.where(face, f, r) for f, r in zip((x, zero, up), ray, strict=True)),
-            tuple(xp.where(face, f, n) for f, n in zip((zero, -y, down), normal, strict=True)),
+            (xp.where(face, x, ray[0]), xp.where(face, 0.0, ray[1]), xp.where(face, up, ray[2])),
+            (xp.where(face, 0.0, normal[0]), xp.where(face, -y, normal[1]), xp.where(face, down, normal[2])),
             xp.where(face, 1.0, length),
             xp.where(face, 1.0, height),
             xp.where(face, xp.where(z > 0, 1.0, 0.0), value),
@@ -86,7 +85,7 @@ class Exponential(ThreeDimensional):
 
     def _slack(self, xp, x: Array, y: Array, z: Array) -> Array:
         interior = (y > 0) & (z > 0)
-        y_safe, z_safe = xp.where(interior, y, 1.0), xp.where(interior, z, 1.0)
+        y_safe, z_safe = xp.where(interior, xp.maximum(y, 1e-300), 1.0), xp.where(interior, z, 1.0)
         # the inequality both as y log(z/y) >= x and as z >= y exp(x/y): near the boundary the smaller one is the distance
         log_slack = y_safe * (xp.log(z_safe) - xp.log(y_safe)) - x
         slack = -z_safe * xp.expm1(-xp.maximum(log_slack, 0.0) / y_safe)

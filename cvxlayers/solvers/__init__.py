@@ -96,7 +96,7 @@ def choose(pattern: Pattern) -> str:
         return "CLARABEL"
     # Measured, time of Clarabel over time of DAQP: dense QPs 3 at n = 10, 14 at 30, 12 to 43 at 100, 20 at 400; dense LPs 4 to 13 up to
     # n = 400. With a tenth of the entries 3 to 7 for QPs but 0.6 for an LP at n = 400. Where structure leaves a few entries per row:
-    # simplex 1.7 at n = 20, 0.6 at 100, 0.04 at 400; total variation 1.4 at 19, 0.8 at 49. (benchmarks: solvers)
+    # simplex 1.7 at n = 20, 0.6 at 100, 0.04 at 400; total variation 1.4 at 19, 0.8 at 49.
     small = pattern.n <= 40 and pattern.m <= 160
     dense = pattern.n <= 400 and pattern.m <= 1600 and pattern.nnzA >= 0.15 * pattern.n * pattern.m > 0
     return "DAQP" if small or dense else "CLARABEL"

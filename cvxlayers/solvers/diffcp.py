@@ -74,7 +74,7 @@ class DIFFCP(Solver):
     )
     tolerances = ("eps",)
     limit = "max_iters"
-    defaults = MappingProxyType({"eps": 1e-9, "verbose": False})
+    defaults = MappingProxyType({"eps": 3e-9, "verbose": False})
 
     def method(self, pattern: Pattern) -> str:
         """The solver behind diffcp: the one asked for, else SCS where semidefinite cones are and Clarabel elsewhere."""
@@ -94,7 +94,7 @@ class DIFFCP(Solver):
         strangers = set(self.settings) - set(settings) - {"eps", "max_iters", "solve_method", *LEGACY}
         if strangers:
             raise ValueError(f"solver 'DIFFCP' with solve_method {method!r} has no option {', '.join(map(repr, sorted(strangers)))}")
-        defaults = {"CLARABEL": {"max_threads": 1}, "SCS": {"linear_solver": "qdldl", "max_iters": 100_000}, "ECOS": {}}[method]
+        defaults: Mapping[str, Any] = {"CLARABEL": Clarabel.defaults, "SCS": scs.SCS.defaults}.get(method, {})
         general = dict.fromkeys(tolerances, self.settings["eps"])
         if "max_iters" in self.settings:
             general[limit] = self.settings["max_iters"]

@@ -1,0 +1,460 @@
+"""The laws of cvxlayers/cones/base.py, for every cone: one row in CONES per cone, one test per law."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from cvxlayers.cones import Cone, Dual, Exponential, Free, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero
+
+MIXED = Product(
+    (Zero(2), NonNegative(3), SecondOrder(3), SecondOrder(3), SecondOrder(1), Semidefinite(2), Semidefinite(2), Exponential(), Exponential())
+    + (Power(0.3), Power(0.3), Power(0.6))
+)
+
+CONES: list[Cone] = [
+    *(Zero(0), Zero(3), Free(0), Free(3), NonNegative(0), NonNegative(4)),
+    *(SecondOrder(1), SecondOrder(2), SecondOrder(3), SecondOrder(8)),
+    *(Semidefinite(1), Semidefinite(2), Semidefinite(3), Semidefinite(5)),
+    *(Exponential(), Exponential().dual()),
+    *(Power(0.2), Power(0.5), Power(0.83), Power(0.2).dual(), Power(0.5).dual(), Power(0.83).dual()),
+    *(Product(()), Product((Zero(1), NonNegative(2))), Product((SecondOrder(3), Free(2), Exponential())), MIXED, MIXED.dual()),
+]
+
+CURVED = [Exponential(), Exponential().dual(), Power(0.2), Power(0.5), Power(0.83), Power(0.2).dual(), Power(0.83).dual()]
+
+every_cone = pytest.mark.parametrize("cone", CONES, ids=lambda cone: "mixed" if cone == MIXED else "dual mixed" if cone == MIXED.dual() else str(cone))
+curved_cone = pytest.mark.parametrize("cone", CURVED, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    """Overflow, division by zero and invalid operations are errors in all of these tests."""
+    with np.errstate(over="raise", divide="raise", invalid="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+def points(cone: Cone, count: int, seed: int = 0, decades: float = 0.0) -> np.ndarray:
+    """Random points (count, dim), each coordinate also scaled by up to 10^-decades."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, cone.dim)) * 10 ** rng.uniform(-decades, 0, (count, cone.dim))
+
+
+def matrix(cone: Cone, v: np.ndarray) -> np.ndarray:
+    """The derivative at v (*batch, dim) as a matrix (*batch, dim, dim)."""
+    derivative = cone.derivative(v)
+    columns = [derivative.apply(np.broadcast_to(axis, v.shape)) for axis in np.eye(cone.dim)]
+    return np.stack(columns, axis=-1) if columns else np.zeros((*v.shape, 0))
+
+
+def orthogonal(cone: Cone, v: np.ndarray) -> np.ndarray:
+    """U of the derivative at v as a matrix."""
+    derivative = cone.derivative(v)
+    columns = [derivative.rotate(np.broadcast_to(axis, v.shape)) for axis in np.eye(cone.dim)]
+    return np.stack(columns, axis=-1) if columns else np.zeros((*v.shape, 0))
+
+
+def in_exponential(x, y, z) -> bool:
+    return (x * 1.0 <= y * np.log(z / y)) if y > 0 and z > 0 else (y == 0 and x <= 0 and z >= 0)
+
+
+def contains(cone: Cone, s: np.ndarray, slack: float) -> bool:
+    """Whether s (dim) lies within about ``slack`` of the cone, from the cone's definition alone.
+
+    s is first moved by ``slack`` into the cone, so that rounding of s, not of the defining inequality, is what is forgiven.
+    """
+    match cone:
+        case Zero():
+            return bool((np.abs(s) <= slack).all())
+        case Free():
+            return True
+        case NonNegative():
+            return bool((s >= -slack).all())
+        case SecondOrder():
+            return bool(np.linalg.norm(s[1:]) <= s[0] + slack)
+        case Semidefinite(order=order):
+            X = np.zeros((order, order))
+            places = [(i, j) for j in range(order) for i in range(j + 1)]
+            for value, (i, j) in zip(s, places, strict=True):
+                X[i, j] = X[j, i] = value if i == j else value / np.sqrt(2)
+            return bool(np.linalg.eigvalsh(X).min() >= -slack)
+        case Exponential():
+            return bool(in_exponential(s[0] - slack, s[1] + slack, s[2] + slack))
+        case Power(alpha=alpha):
+            x, y = s[0] + slack, s[1] + slack
+            return bool(x >= 0 and y >= 0 and abs(s[2]) <= x**alpha * y ** (1 - alpha) + slack)
+        case Dual(cone=Exponential()):
+            # u < 0, -u exp(v/u) <= e w is the exponential cone's inequality for (u - v, -u, w)
+            return contains(Exponential(), np.array([s[0] - s[1], -s[0], s[2]]), 2 * slack)
+        case Dual(cone=Power(alpha=alpha)):
+            return contains(Power(alpha), np.array([s[0] / alpha, s[1] / (1 - alpha), s[2]]), slack / min(alpha, 1 - alpha))
+        case Product(cones=cones):
+            ends = np.cumsum([part.dim for part in cones])
+            return all(contains(part, s[end - part.dim : end], slack) for part, end in zip(cones, ends, strict=True))
+    raise TypeError(f"no definition of {cone}")
+
+
+def check_optimality(cone: Cone, v: np.ndarray, tolerance: float) -> None:
+    """p = project(v) solves the projection problem: p in K, p - v in K*, p orthogonal to p - v; per row, relative to |v|."""
+    scale = np.maximum(np.abs(v).max(axis=-1, initial=0.0), 1e-300)
+    v = v / scale[:, None]
+    p = cone.project(v)
+    q = p - v
+    assert np.isfinite(p).all()
+    assert (np.abs((p * q).sum(axis=-1)) <= tolerance * max(cone.dim, 1)).all()
+    for row in range(len(v)):
+        assert contains(cone, p[row], tolerance), (v[row], p[row])
+        assert contains(cone.dual(), q[row], tolerance), (v[row], q[row])
+
+
+# ---- the projection
+
+
+@every_cone
+def test_projection_is_optimal(cone):
+    check_optimality(cone, np.concatenate([points(cone, 60), points(cone, 60, 1, decades=8)]), 1e-14)
+
+
+@every_cone
+def test_projection_is_idempotent(cone):
+    p = cone.project(points(cone, 200, decades=2))
+    np.testing.assert_allclose(cone.project(p), p, rtol=0, atol=1e-14)
+
+
+@every_cone
+def test_moreau(cone):
+    v = points(cone, 200, decades=2)
+    p, q = cone.project(v), cone.dual().project(-v)
+    np.testing.assert_allclose(p - q, v, rtol=0, atol=1e-14)
+    np.testing.assert_allclose((p * q).sum(axis=-1), 0, atol=1e-13)
+
+
+@every_cone
+@pytest.mark.parametrize("factor", [1e-8, 1e-3, 3.0, 1e8])
+def test_projection_is_homogeneous(cone, factor):
+    v = points(cone, 100)
+    np.testing.assert_allclose(cone.project(factor * v) / factor, cone.project(v), rtol=0, atol=2e-14)
+    np.testing.assert_allclose(cone.margin(factor * v) / factor, cone.margin(v), rtol=1e-9, atol=2e-14)
+    np.testing.assert_allclose(matrix(cone, factor * v), matrix(cone, v), rtol=0, atol=1e-12)
+
+
+@every_cone
+def test_dual_of_dual(cone):
+    assert cone.dual().dual() == cone
+    assert hash(cone.dual().dual()) == hash(cone)
+    assert cone.dual().dim == cone.dim
+
+
+# ---- the derivative
+
+
+@every_cone
+def test_derivative_against_differences(cone):
+    v, w = points(cone, 400), points(cone, 400, 1)
+    h = 1e-3
+    # a stencil that reaches over a kink says nothing; the margin in units of the stencil's reach also bounds the higher derivatives
+    keep = cone.margin(v) > 0.1
+    v, w = v[keep], w[keep]
+    assert len(v) >= 10 or cone.dim > 20
+    shifted = {k: cone.project(v + k * h * w) for k in (-2, -1, 1, 2)}
+    differences = (8 * (shifted[1] - shifted[-1]) - (shifted[2] - shifted[-2])) / (12 * h)
+    # the stencil's own error is h^4 times a fifth derivative: near strongly curved boundaries that is what remains
+    np.testing.assert_allclose(cone.derivative(v).apply(w), differences, rtol=0, atol=2e-7)
+
+
+@every_cone
+def test_derivative_is_a_symmetric_contraction(cone):
+    v = points(cone, 100, decades=3)
+    D, U, values = matrix(cone, v), orthogonal(cone, v), cone.derivative(v).values
+    transposed = np.swapaxes(U, -1, -2)
+    np.testing.assert_allclose(D, np.swapaxes(D, -1, -2), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(U @ transposed, np.broadcast_to(np.eye(cone.dim), U.shape), rtol=0, atol=1e-14)
+    np.testing.assert_allclose((U * values[..., None, :]) @ transposed, D, rtol=0, atol=1e-14)
+    assert values.shape == v.shape and (values >= 0).all() and (values <= 1).all()
+
+
+@every_cone
+def test_derivative_reproduces_the_projection(cone):
+    # Euler: project is homogeneous of degree one, so D v = project(v), everywhere
+    v = points(cone, 200, decades=6)
+    np.testing.assert_allclose(cone.derivative(v).apply(v), cone.project(v), rtol=0, atol=2e-14)
+
+
+@every_cone
+def test_derivatives_of_cone_and_dual_sum_to_identity(cone):
+    v = points(cone, 100)
+    total = matrix(cone, v) + matrix(cone.dual(), -v)
+    np.testing.assert_allclose(total, np.broadcast_to(np.eye(cone.dim), total.shape), rtol=0, atol=1e-13)
+
+
+@every_cone
+def test_rotate_inverts_its_transpose(cone):
+    v, w = points(cone, 20), points(cone, 20, 1)
+    derivative = cone.derivative(v)
+    np.testing.assert_allclose(derivative.rotate(derivative.rotate(w, transpose=True)), w, rtol=0, atol=1e-14)
+
+
+# ---- batches and namespaces
+
+
+@every_cone
+def test_batch_equals_loop_bitwise(cone):
+    v, w = points(cone, 12, decades=3), points(cone, 12, 1)
+    derivative = cone.derivative(v)
+    for row in range(len(v)):
+        alone = cone.derivative(v[row])
+        assert (cone.project(v[row]) == cone.project(v)[row]).all()
+        assert (cone.margin(v[row]) == cone.margin(v)[row]).all()
+        assert (alone.values == derivative.values[row]).all()
+        assert (alone.apply(w[row]) == derivative.apply(w)[row]).all()
+
+
+@every_cone
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3)])
+def test_batch_axes_lead(cone, batch):
+    v = points(cone, int(np.prod(batch))).reshape(*batch, cone.dim)
+    derivative = cone.derivative(v)
+    assert cone.project(v).shape == derivative.values.shape == derivative.apply(v).shape == v.shape
+    assert cone.margin(v).shape == batch
+    for block in derivative.blocks:
+        assert block.vectors.shape == (*batch, block.count, block.size, block.size)
+
+
+@every_cone
+@pytest.mark.parametrize("namespace", ["torch", "jax"])
+def test_namespaces_agree(cone, namespace):
+    v, w = points(cone, 30, decades=3), points(cone, 30, 1)
+    if namespace == "torch":
+        torch = pytest.importorskip("torch")
+        results = outputs(cone, torch.from_numpy(v), torch.from_numpy(w))
+        assert all(isinstance(result, torch.Tensor) and result.dtype == torch.float64 for result in results)
+    else:
+        jax = pytest.importorskip("jax")
+        with jax.enable_x64(True):
+            results = outputs(cone, jax.numpy.asarray(v), jax.numpy.asarray(w))
+            assert all(isinstance(result, jax.Array) and result.dtype == np.float64 for result in results)
+    for other, expected in zip(results, outputs(cone, v, w), strict=True):
+        np.testing.assert_allclose(np.asarray(other), expected, rtol=0, atol=1e-12)
+
+
+def outputs(cone, v, w):
+    return cone.project(v), cone.derivative(v).apply(w), cone.margin(v)
+
+
+# ---- special and hard points
+
+
+@every_cone
+def test_special_points(cone):
+    """Zero, axes and coordinate planes: finite values, an optimal projection, a derivative that obeys its laws."""
+    axes = np.eye(cone.dim)
+    planes = axes[:, None] - axes[None, :]
+    v = np.concatenate([np.zeros((1, cone.dim)), axes, -axes, planes.reshape(-1, cone.dim), np.ones((1, cone.dim)), -np.ones((1, cone.dim))])
+    v = np.concatenate([v, 1e-8 * v, 1e8 * v])
+    check_optimality(cone, v, 1e-14)
+    derivative, U = cone.derivative(v), orthogonal(cone, v)
+    assert np.isfinite(U).all() and (derivative.values >= 0).all() and (derivative.values <= 1).all()
+    np.testing.assert_allclose(U @ np.swapaxes(U, -1, -2), np.broadcast_to(np.eye(cone.dim), U.shape), rtol=0, atol=1e-14)
+    assert (cone.margin(v) >= 0).all()
+
+
+HARD = [
+    *[(1.0, 1e-9, 1.0), (100.0, -1.0, 1e-3), (-1e3, 1.0, 1.0), (50.0, 2.0, -3.0), (1.0, 1.0, 1.0), (1e-9, 1.0, 1e-9), (-1e-9, 1.0, -1e-9)],
+    *[(1e8, 1e-8, 1.0), (-1e8, 1e-8, -1.0), (1e-8, -1e8, 1e8), (1e-8, 1e8, -1e8), (-1e-8, -1e8, 1e8), (1.0, -30.0, 1e-8), (-30.0, 1.0, -1e-8)],
+    *[(-20.0, 1.0, 1e-9), (1e-300, 1.0, -1.0), (1.0, 1e-300, -1.0), (-1.0, 1e-300, -1e-300), (1e-300, -1.0, 1.0), (1e-310, -1e-310, -1.0)],
+    *[(1e300, -1e300, 1e300), (1e-300, 1e-300, 1e-301), (-1.0, 1.0, 1e-310), (-1e-3, 1e3, 1e-200), (700.0, 1.0, -1e8), (1.0, 2.0, 1e-15)],
+]
+
+
+@curved_cone
+def test_hard_points(cone):
+    v = np.array(HARD)
+    v = np.concatenate([v, -v, v[:, [1, 0, 2]], v * [1, 1, -1]])
+    check_optimality(cone, v, 1e-14)
+    U, values = orthogonal(cone, v), cone.derivative(v).values
+    np.testing.assert_allclose(U @ np.swapaxes(U, -1, -2), np.broadcast_to(np.eye(3), U.shape), rtol=0, atol=1e-14)
+    assert (values >= 0).all() and (values <= 1).all()
+    scaled = v / np.abs(v).max(axis=-1, keepdims=True)
+    np.testing.assert_allclose(cone.derivative(v).apply(scaled), cone.project(scaled), rtol=0, atol=1e-14)
+
+
+@curved_cone
+@pytest.mark.parametrize("decades", [0.0, 8.0, 16.0, 100.0])
+def test_many_ratios(cone, decades):
+    check_optimality(cone, points(cone, 1500, 2, decades), 1e-14)
+
+
+@curved_cone
+@pytest.mark.parametrize("distance", [1e-4, 1e-8, 1e-12, 1e-15])
+def test_close_to_cone_and_polar(cone, distance):
+    """Between K and its polar the derivative depends on p/|p|, q/|q| and |q|/|p| alone, however small one of p and q is."""
+    v = points(cone, 400, 3)
+    p, q = cone.project(v), cone.dual().project(-v)
+    outside = np.minimum(np.linalg.norm(p, axis=-1), np.linalg.norm(q, axis=-1)) > 1e-2
+    p, q = p[outside], q[outside]
+    for near in (p - distance * q, distance * p - q):
+        check_optimality(cone, near, 2e-14)
+        derivative = cone.derivative(near)
+        size = np.linalg.norm(near, axis=-1, keepdims=True)
+        small = distance * np.maximum(np.linalg.norm(p, axis=-1), np.linalg.norm(q, axis=-1))
+        margin = cone.margin(near)
+        assert (margin <= small + 1e-15 * size[:, 0]).all()
+        values = np.sort(derivative.values, axis=-1)
+        assert ((values[:, 1] < 1e3 * distance / 1e-2) | (values[:, 1] > 1 - 1e3 * distance / 1e-2)).all()
+
+
+def bisect_exponential(v: np.ndarray) -> tuple[np.ndarray, float]:
+    """Projection and middle eigenvalue by bisection in 50 digits, for v outside the cone and its polar, x > 0 or y > 0."""
+    mp = pytest.importorskip("mpmath").mp
+    with mp.workdps(50):
+        x, y, z = (mp.mpf(float(value)) for value in v)
+
+        def solve(rho):
+            c = rho**2 - rho + 1
+            return (y + (rho - 1) * x) / c, (x - rho * y) / c
+
+        low = 1 - y / x if x > 0 else x / y - 200
+        high = x / y if y > 0 else low + 200
+        for _ in range(200):
+            rho = (low + high) / 2
+            s, m = solve(rho)
+            low, high = (rho, high) if s * mp.exp(rho) - m * mp.exp(-rho) < z else (low, rho)
+        rho = (low + high) / 2
+        s, m = solve(rho)
+        p = mp.matrix([s * rho, s, s * mp.exp(rho)])
+        # bordered Hessian: minimize 1/2 |p - v|^2 with p on the boundary z = y exp(x/y)
+        e, t = mp.exp(rho), 1 / s
+        mu = m * mp.exp(-rho)
+        g = mp.matrix([e, e * (1 - rho), -1])
+        H = mp.eye(3) + mu * e * t * mp.matrix([[1, -rho, 0], [-rho, rho**2, 0], [0, 0, 0]])
+        system = mp.zeros(4)
+        system[:3, :3] = H
+        for i in range(3):
+            system[i, 3] = system[3, i] = g[i]
+        D = (system**-1)[:3, :3]
+        return np.array([float(value) for value in p]), float(D[0, 0] + D[1, 1] + D[2, 2] - 1)
+
+
+@pytest.mark.parametrize("v", [(1.0, 1e-2, 1.0), (2.0, 0.5, -3.0), (10.0, -1.0, 1e-3), (-3.0, 1.0, -1.0), (-20.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)])
+def test_exponential_against_many_digits(v):
+    p, middle = bisect_exponential(np.array(v))
+    np.testing.assert_allclose(Exponential().project(np.array(v)), p, rtol=0, atol=1e-15 * np.abs(v).max())
+    np.testing.assert_allclose(Exponential().derivative(np.array(v)).values, [1, middle, 0], rtol=0, atol=2e-15)
+
+
+def test_power_half_is_a_rotated_second_order_cone():
+    # x y >= z^2 and x, y >= 0 is |(x - y, 2 z)| <= x + y
+    rotation = np.array([[1, 1, 0], [1, -1, 0], [0, 0, np.sqrt(2)]]) / np.sqrt(2)
+    v = points(Power(0.5), 500, decades=4)
+    v[:40, 2] = 0
+    np.testing.assert_allclose(Power(0.5).project(v) @ rotation.T, SecondOrder(3).project(v @ rotation.T), rtol=0, atol=1e-14)
+    expected = rotation.T @ matrix(SecondOrder(3), v @ rotation.T) @ rotation
+    np.testing.assert_allclose(matrix(Power(0.5), v)[40:], expected[40:], rtol=0, atol=1e-13)
+    away = (SecondOrder(3).margin(v @ rotation.T) > 0)[:40]
+    np.testing.assert_allclose(matrix(Power(0.5), v)[:40][away], expected[:40][away], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.83])
+def test_power_derivative_is_continuous_at_a_vanishing_third_coordinate(alpha):
+    v = np.array([[-1.0, 2.0, 0.0], [2.0, -1.0, 0.0]])
+    np.testing.assert_allclose(matrix(Power(alpha), v), matrix(Power(alpha), v + [0, 0, 1e-90]), rtol=0, atol=1e-12)
+
+
+def test_semidefinite_packing():
+    """Upper triangle column by column, as against the lower triangle: different from order 3 on."""
+    X = np.array([[2.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 4.0]])
+    root2 = np.sqrt(2)
+    packed = np.array([2.0, root2 * 1.0, 3.0, root2 * 0.5, root2 * -1.0, 4.0])
+    np.testing.assert_allclose(Semidefinite(3).margin(packed), np.linalg.eigvalsh(X).min(), rtol=1e-13)
+    np.testing.assert_allclose(Semidefinite(3).project(packed), packed, rtol=0, atol=1e-14)
+
+
+# ---- the margin
+
+
+KINKS = [
+    (NonNegative(3), [1.0, 0.0, -1.0]),
+    (SecondOrder(1), [0.0]),
+    (SecondOrder(3), [5.0, 3.0, 4.0]),
+    (SecondOrder(3), [-5.0, 3.0, 4.0]),
+    (SecondOrder(3), [0.0, 0.0, 0.0]),
+    (Semidefinite(2), [1.0, np.sqrt(2), 1.0]),
+    (Exponential(), [0.0, 1.0, 1.0]),
+    (Exponential(), [-1.0, 0.0, 2.0]),
+    (Exponential(), [-1.0, 0.0, -2.0]),
+    (Exponential(), [0.0, -1.0, 2.0]),
+    (Exponential(), [0.0, -1.0, -2.0]),
+    (Exponential(), [-1.0, -1.0, 0.0]),
+    (Exponential(), [1.0, 1.0, -1.0]),
+    (Exponential().dual(), [-1.0, 0.0, np.exp(-1)]),
+    (Power(0.2), [1.0, 1.0, -1.0]),
+    (Power(0.2), [-0.2, -0.8, 1.0]),
+    (Power(0.2), [0.0, 1.0, 0.0]),
+    (Power(0.83).dual(), [0.83, 0.17, 1.0]),
+    (Product((NonNegative(1), Exponential(), Exponential())), [1.0, 3.0, 1.0, 2.0, 0.0, 1.0, 1.0]),
+]
+
+
+@pytest.mark.parametrize("cone, v", KINKS, ids=str)
+def test_margin_on_and_off_kinks(cone, v):
+    v = np.array(v)
+    np.testing.assert_allclose(cone.margin(v), 0, atol=3e-16)
+    # close to a kink the margin is about the distance, up to a factor
+    for row in range(20):
+        w = np.random.default_rng(row).normal(size=v.shape)
+        near = v + 1e-6 * w / np.linalg.norm(w)
+        assert 0 < cone.margin(near) < 1e-5
+
+
+@every_cone
+def test_margin_bounds_the_reach_of_the_derivative(cone):
+    """Within a small fraction of the margin the derivative changes little; across no point with a margin does it jump."""
+    v = points(cone, 300)
+    margin = cone.margin(v)
+    assert (margin > 0).all()
+    step = 1e-6 * np.where(np.isfinite(margin), margin, 1.0)[:, None] * points(cone, 300, 1)
+    # the relative change of a smooth function over the step, with room for curvature of order 1e3 over the margin
+    np.testing.assert_allclose(matrix(cone, v + step), matrix(cone, v), rtol=0, atol=1e-3)
+
+
+# ---- products and misuse
+
+
+def test_product_equals_its_parts():
+    v = points(MIXED, 7)
+    ends = np.cumsum([cone.dim for cone in MIXED.cones])
+    pieces = [(cone, v[:, end - cone.dim : end]) for cone, end in zip(MIXED.cones, ends, strict=True)]
+    assert (MIXED.project(v) == np.concatenate([cone.project(part) for cone, part in pieces], axis=-1)).all()
+    assert (MIXED.derivative(v).values == np.concatenate([cone.derivative(part).values for cone, part in pieces], axis=-1)).all()
+    assert (MIXED.margin(v) == np.min([cone.margin(part) for cone, part in pieces], axis=0)).all()
+
+
+def test_product_calls_equal_cones_once():
+    assert [block.count for block in MIXED.derivative(points(MIXED, 1)).blocks] == [2, 2, 2, 2, 1]
+
+
+def test_product_flattens_and_describes_itself():
+    inner = Product((NonNegative(2), SecondOrder(3)))
+    assert Product((Zero(1), inner)) == Product((Zero(1), NonNegative(2), SecondOrder(3)))
+    assert inner.kinds == {NonNegative, SecondOrder}
+    assert hash(Product(inner.cones)) == hash(inner)
+    assert MIXED.ordered and inner.ordered and Product(()).ordered
+    assert not Product((SecondOrder(3), Zero(1))).ordered
+    assert not Product((Zero(1), Exponential().dual())).ordered
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Zero(-1), "Zero got dim = -1; wanted dim >= 0"),
+        (lambda: NonNegative(-2), "NonNegative got dim = -2; wanted dim >= 0"),
+        (lambda: SecondOrder(0), "SecondOrder got dim = 0; wanted dim >= 1"),
+        (lambda: Semidefinite(0), "Semidefinite got order = 0; wanted order >= 1"),
+        (lambda: Power(0.0), "Power got alpha = 0.0; wanted 0 < alpha < 1"),
+        (lambda: Power(float("nan")), "Power got alpha = nan; wanted 0 < alpha < 1"),
+    ],
+)
+def test_misuse(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
