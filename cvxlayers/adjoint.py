@@ -22,7 +22,7 @@ import numpy as np
 
 from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, Solved
-from cvxlayers.program import ConeProgram, Solution
+from cvxlayers.program import ConeProgram, Solution, join, take
 
 REACH = 1e-3  # a Newton step longer than this, relative to 1 + |v|, follows a null direction: the minimum-norm step is taken
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
@@ -58,24 +58,24 @@ def vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution)
     All arrays are NumPy float64 with one batch axis; the solution satisfies the optimality conditions. The cotangent of P is that of
     its stored upper triangle: off-diagonal entries collect both symmetric halves.
     """
-    parts = [_vjp(kkt, _take(program, rows), _take(solution, rows), _take(cotangent, rows)) for rows in kkt.chunks(len(program.q))]
-    return _join([p for p, _ in parts]), _join([c for _, c in parts])
+    parts = [_vjp(kkt, take(program, rows), take(solution, rows), take(cotangent, rows)) for rows in kkt.chunks(len(program.q))]
+    return join([p for p, _ in parts]), join([c for _, c in parts])
 
 
 def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
     """Push a tangent of (P, q, A, b) forward to (x, y, s); arrays as in `vjp`."""
-    parts = [_jvp(kkt, _take(program, rows), _take(solution, rows), _take(tangent, rows)) for rows in kkt.chunks(len(program.q))]
-    return _join([s for s, _ in parts]), _join([c for _, c in parts])
+    parts = [_jvp(kkt, take(program, rows), take(solution, rows), take(tangent, rows)) for rows in kkt.chunks(len(program.q))]
+    return join([s for s, _ in parts]), join([c for _, c in parts])
 
 
 def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary."""
-    parts = [_newton(kkt, _take(program, rows), _take(solution, rows)) for rows in kkt.chunks(len(program.q))]
-    return _join(parts)
+    parts = [_newton(kkt, take(program, rows), take(solution, rows)) for rows in kkt.chunks(len(program.q))]
+    return join(parts)
 
 
 def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
-    pattern, n = kkt.pattern, kkt.pattern.n
+    pattern = kkt.pattern
     derivative, margin = _linearize(kkt, solution)
     top = cotangent.x - kkt.products.AT(program.A, cotangent.s)
     solved, u, w = _solve(kkt, program, derivative, top, cotangent.y)
@@ -126,16 +126,3 @@ def _solve(
     rhs = np.concatenate([top, root * derivative.rotate(bottom, transpose=True)], axis=1)
     solved = kkt.solve(kkt.assemble(program, derivative), rhs, reach)
     return solved, solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
-
-
-def _take(record, rows: slice):
-    return type(record)(**{name: None if a is None else a[rows] for name, a in vars(record).items()})
-
-
-def _join(parts: list):
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    return type(first)(
-        **{name: None if a is None else np.concatenate([getattr(p, name) for p in parts]) for name, a in vars(first).items()}
-    )

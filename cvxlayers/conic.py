@@ -21,15 +21,10 @@ from cvxlayers.adjoint import Certificate
 from cvxlayers.cones import NonNegative
 from cvxlayers.errors import Status
 from cvxlayers.kkt import KKT
-from cvxlayers.products import Residuals, residuals
-from cvxlayers.program import ConeProgram, Info, Pattern, Solution
+from cvxlayers.products import Residuals
+from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
-
-SOLVED = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
-REDUCED = 1e-4  # residuals up to this make it INACCURATE, beyond it the row has failed
-POLISHED = 1e-13  # residuals below this are left alone
-POLISHING = 4  # Newton steps at most: linear constraints need one, curved cones converge quadratically from the second on
-DIVERGED = 1e-2  # a residual beyond this after a Newton step: the start was outside the region of convergence
+from cvxlayers.verdict import judge
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class ConicLayer:
         return_info: bool = False,
         on_failure: str = "raise",
         warm_start: Info | None = None,
-    ):
+    ) -> Any:
         """Solve: P (*batch, nnzP), q (*batch, n), A (*batch, nnzA), b (*batch, m) -> x (*batch, n), y (*batch, m), s (*batch, m).
 
         Batch shapes are equal, or () for what all rows share. With ``return_info`` the result is ((x, y, s), info). Raises ValueError
@@ -122,7 +117,7 @@ class ConicLayer:
         if valid.any():
             good = ConeProgram(*(np.ascontiguousarray(a[valid]) for a in vars(settled.program).values()))
             raw = solver.solve(self.pattern, good, start)
-            polished, judged = self._judge(solver, good, raw)
+            polished, judged = judge(self.kkt, good, raw, solver.tolerance)
             for name, array in vars(solution).items():
                 array[valid] = getattr(polished, name)
             for name, array in vars(quality).items():
@@ -135,8 +130,17 @@ class ConicLayer:
         warm = np.zeros(rows, dtype=bool)
         if start is not None:
             warm[valid] = np.isfinite(start.x).all(axis=1)
-        per_row = (status, objective, quality.primal, quality.dual, quality.gap, solution.iterations)
-        info = Info(*(a.reshape(batch) for a in per_row), solver.name, warm.reshape(batch), shaped(solution, batch))
+        info = Info(
+            status=status.reshape(batch),
+            objective=objective.reshape(batch),
+            primal_residual=quality.primal.reshape(batch),
+            dual_residual=quality.dual.reshape(batch),
+            gap=quality.gap.reshape(batch),
+            iterations=solution.iterations.reshape(batch),
+            solver=solver.name,
+            warm_started=warm.reshape(batch),
+            solution=shaped(solution, batch),
+        )
         return solution, info
 
     def vjp(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
@@ -154,7 +158,7 @@ class ConicLayer:
         """How far the derivative of each row can be trusted for this cotangent, without warning."""
         return self._differentiate(adjoint.vjp, program, solution, cotangent, warn=False)[1]
 
-    def _differentiate(self, rule, program: ConeProgram, solution: Solution, direction, *, warn: bool = True):
+    def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, direction: Any, *, warn: bool = True) -> Any:
         good = solution.status <= Status.INACCURATE
         settled, _ = self._settle_data(program, ~good)
         if settled.missing is not None:
@@ -166,52 +170,14 @@ class ConicLayer:
         if good.all():
             result, certificate = rule(self.kkt, settled.program, solution, direction)
         else:
-            result, certificate = rule(self.kkt, _rows(settled.program, good), _rows(solution, good), _rows(direction, good))
-            result = _scatter(result, good, 0.0)
-            certificate = _scatter(certificate, good, np.nan)
+            result, certificate = rule(self.kkt, take(settled.program, good), take(solution, good), take(direction, good))
+            result = spread(result, good, 0.0)
+            certificate = spread(certificate, good, np.nan)
         if settled.missing is not None and isinstance(result, ConeProgram):
             result = self._without(result, settled.missing)
         if warn:
             failures.warn_gradient(certificate)
         return result, certificate
-
-    def _judge(self, solver: Solver, program: ConeProgram, raw: Solution) -> tuple[Solution, Residuals]:
-        """Polish what can be polished, then replace the solver's word by what the residuals say."""
-        usable = (raw.status <= Status.INACCURATE) & np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
-        finite = Solution(*(np.where(usable[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s)), raw.status, raw.iterations)
-        found = residuals(self.kkt.products, program, finite.x, finite.y, finite.s)
-        finite, found = self._polish(program, finite, found, usable)
-        tolerance = max(SOLVED, 10 * solver.tolerance)
-        verdict = np.full(len(usable), Status.NUMERICAL_ERROR, dtype=np.int8)
-        verdict[found.worst <= max(REDUCED, tolerance)] = Status.INACCURATE
-        verdict[found.worst <= tolerance] = Status.SOLVED
-        claimed = raw.status <= Status.INACCURATE
-        status = np.where(claimed, np.where(usable, verdict, Status.NUMERICAL_ERROR), raw.status).astype(np.int8)
-        last = Solution(*(np.where(usable[:, None], a, r) for a, r in zip((finite.x, finite.y, finite.s), (raw.x, raw.y, raw.s), strict=True)))
-        for array in vars(found).values():
-            array[~usable] = np.nan
-        return replace(last, status=status, iterations=raw.iterations), found
-
-    def _polish(self, program: ConeProgram, best: Solution, found: Residuals, usable: np.ndarray) -> tuple[Solution, Residuals]:
-        """Newton steps on the residual map; each row keeps the best point met, which may be the one it came with.
-
-        On a curved cone the first step may leave the cone's surface by the square of its length before the next ones converge
-        quadratically, so a step is not judged alone.
-        """
-        rows = np.flatnonzero(usable & ~(found.worst <= POLISHED))
-        part, point = _rows(program, rows), _rows(best, rows)
-        for _ in range(POLISHING):
-            if not len(rows):
-                break
-            point = adjoint.newton(self.kkt, part, point)
-            after = residuals(self.kkt.products, part, point.x, point.y, point.s)
-            better = after.worst < found.worst[rows]
-            for record, source in ((best, point), (found, after)):
-                for name in ("x", "y", "s") if record is best else vars(found):
-                    getattr(record, name)[rows[better]] = getattr(source, name)[better]
-            going = (after.worst > POLISHED) & (after.worst < DIVERGED)
-            rows, part, point = rows[going], _rows(part, going), _rows(point, going)
-        return best, found
 
     def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[Settled, np.ndarray]:
         """Finite data and the rows (rows,) that have them; a nonnegative row with b = inf becomes 0'x + s = 1."""
@@ -247,7 +213,9 @@ class ConicLayer:
         if not solver.warm_start:
             return None
         cold = ~(info.status.reshape(-1, 1) <= Status.INACCURATE)
-        x, y, s = (np.where(cold, np.nan, a.reshape(len(cold), a.shape[-1]))[valid] for a in (info.solution.x, info.solution.y, info.solution.s))
+        x, y, s = (
+            np.where(cold, np.nan, a.reshape(len(cold), a.shape[-1]))[valid] for a in (info.solution.x, info.solution.y, info.solution.s)
+        )
         return Solution(x, y, np.where(np.isinf(s), 1.0, s))
 
     def _configure(self, args: Mapping[str, Any]) -> Solver:
@@ -256,7 +224,9 @@ class ConicLayer:
         if fresh:
             self._warned.update(fresh)
             warnings.warn(
-                f"solver_args {', '.join(map(repr, fresh))} mean nothing to solver {solver.name!r} and are ignored", FutureWarning, stacklevel=3
+                f"solver_args {', '.join(map(repr, fresh))} mean nothing to solver {solver.name!r} and are ignored",
+                FutureWarning,
+                stacklevel=3,
             )
         return solver
 
@@ -288,16 +258,3 @@ def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
 def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
     """A flat solution in batch shape."""
     return Solution(*(a.reshape(batch + a.shape[1:]) for a in vars(solution).values()))
-
-
-def _rows(record, rows: np.ndarray):
-    return type(record)(**{name: None if a is None else a[rows] for name, a in vars(record).items()})
-
-
-def _scatter(record, rows: np.ndarray, fill: float):
-    def spread(a: np.ndarray) -> np.ndarray:
-        out = np.full((len(rows), *a.shape[1:]), fill if a.dtype.kind == "f" else 0, dtype=a.dtype)
-        out[rows] = a
-        return out
-
-    return type(record)(**{name: None if a is None else spread(a) for name, a in vars(record).items()})

@@ -63,7 +63,7 @@ class Domain:
             adjoint = np.conj(np.swapaxes(finite, -1, -2))
             size = np.max(abs(finite), axis=axes, initial=0.0)
             gap = np.max(abs(finite - adjoint), axis=axes, initial=0.0)
-            broken = gap > size * (1e-6 if resolution < COARSE else max(1e-3, 4 * resolution))
+            broken = gap > size * (1e-6 if resolution < COARSE else 1e-3)
             if broken.any():
                 yield broken, f"a difference of {gap[broken][0]:.2g} between S and S'", "a symmetric (Hermitian) matrix"
             if self.definite:

@@ -92,7 +92,8 @@ class KKT:
         self._diagonal = positions(rows[1], columns[1])
         self._linear, self._linear_rows, self._linear_entries = positions(rows[2], columns[2]), pattern.A_indices[linear], linear
         self._rotated = [
-            _Rotated(block.start, *piece[2:], positions(*piece[:2])) for block, piece in zip(blocks, pieces, strict=True)
+            _Rotated(block.start, piece[2], piece[3], piece[4], piece[5], positions(piece[0], piece[1]))
+            for block, piece in zip(blocks, pieces, strict=True)
         ]
         self._sign = np.where(np.arange(self.size) < n, 1.0, -1.0)
 
@@ -208,21 +209,22 @@ class _Workspace:
         """Refactor, solve, refine: the solution of the unregularized system as far as refinement reaches."""
         self._upper.data = regularized
         self._full.data = full
+        factors = self._solver
         try:
-            if self._solver is None:
-                self._solver = qdldl.Solver(self._upper, upper=True)
+            if factors is None:
+                factors = self._solver = qdldl.Solver(self._upper, upper=True)
             else:
-                self._solver.update(self._upper, upper=True)
+                factors.update(self._upper, upper=True)
         except RuntimeError:  # a pivot vanished: the caller sees the residual and falls back
             self._solver = None
             return np.zeros_like(rhs)
-        z = self._solver.solve(rhs)
+        z = factors.solve(rhs)
         residual = rhs - self._full @ z
         error, goal = abs(residual).max(), CONVERGED * abs(rhs).max()
         for _ in range(REFINEMENTS):
             if not error > goal:
                 break
-            better = z + self._solver.solve(residual)
+            better = z + factors.solve(residual)
             residual = rhs - self._full @ better
             before, error = error, abs(residual).max()
             if not error < before:

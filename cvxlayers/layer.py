@@ -120,7 +120,7 @@ class Layer:
         out = np.where(self._exponential, scale, out)
         return self._split(out, batch), info, Saved(inputs, batched, batch, solution, scale)
 
-    def vjp(self, saved: Saved, cotangents: Sequence[np.ndarray | None], needed: Sequence[bool]) -> list[np.ndarray | None]:
+    def vjp(self, saved: Saved, cotangents: Sequence[np.ndarray | None], needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""
         g = self._join(cotangents, saved) * saved.scale
         program, _ = self._program(saved.inputs, saved.batched, len(g))

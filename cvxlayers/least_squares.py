@@ -1,4 +1,4 @@
-"""The minimum-norm least-squares solution of a symmetric sparse system that may be singular: what remains of a derivative where none exists."""
+"""Minimum-norm least squares for a symmetric sparse system that may be singular: what remains of a derivative where none exists."""
 
 from __future__ import annotations
 

@@ -159,3 +159,27 @@ class Info:
     solver: str
     warm_started: np.ndarray
     solution: Solution
+
+
+def take(record: Any, rows: Any) -> Any:
+    """The rows (a slice, a mask or indices) of every array of a record; None stays None."""
+    return type(record)(**{name: None if a is None else a[rows] for name, a in vars(record).items()})
+
+
+def join(parts: list[Any]) -> Any:
+    """Records of the same kind, one after the other along their first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    fields = vars(parts[0]).items()
+    return type(parts[0])(**{name: None if a is None else np.concatenate([getattr(p, name) for p in parts]) for name, a in fields})
+
+
+def spread(record: Any, mask: np.ndarray, fill: float) -> Any:
+    """A record whose rows stand where ``mask`` (rows,) is true, with ``fill`` (0 in arrays that are not floating) elsewhere."""
+
+    def placed(a: np.ndarray) -> np.ndarray:
+        out = np.full((len(mask), *a.shape[1:]), fill if a.dtype.kind == "f" else 0, dtype=a.dtype)
+        out[mask] = a
+        return out
+
+    return type(record)(**{name: None if a is None else placed(a) for name, a in vars(record).items()})

@@ -117,7 +117,7 @@ def _undisciplined_parameters(part: Any, objective: bool, gp: bool) -> str:
     forms = _quad_forms(part)
     if forms and not gp:
         return f"the problem is not DPP because of {_named(forms[0], part)}; {_quad_form_advice(forms[0], part, objective)}"
-    found = _offender(part, lambda node: (node.is_dgp(dpp=True) if gp else node.is_dcp(dpp=True)))
+    found = _offender(part, lambda node: node.is_dgp(dpp=True) if gp else node.is_dcp(dpp=True))
     return f"the problem is not DPP because of {_named(found, part)}; {_parameter_advice(found, gp)}"
 
 

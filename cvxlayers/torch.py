@@ -124,7 +124,8 @@ class _Solve(torch.autograd.Function):
 
 
 def _tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value)).to(dtype=dtype, device=device)
+    # A real tensor given for a complex parameter takes the real part, as PyTorch's own functions do.
+    return torch.from_numpy(np.ascontiguousarray(value if dtype.is_complex else value.real)).to(dtype=dtype, device=device)
 
 
 def _host(x: Tensor) -> np.ndarray:

@@ -95,11 +95,11 @@ def gradient_error(layer: CvxpyLayer, folds: Folds, log_penalties: torch.Tensor,
 def run(steps: int = 150, figure: Path | None = FIGURE) -> dict[str, float]:
     """Learn the penalties, compare with plain cross-validation, draw the figure; returns the numbers it prints."""
     data: Any = load_diabetes()
-    scale = data.data.std(0)
-    X, X_test, y, y_test = train_test_split(data.data / scale, data.target, test_size=0.25, random_state=0)
+    split: Any = train_test_split(data.data / data.data.std(0), data.target, test_size=0.25, random_state=0)
+    X, X_test, y, y_test = split
     layer, folds = build_layer(X.shape[1]), Folds(X, y)
 
-    grid = [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0]
+    grid: Any = [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0]
     plain = ElasticNetCV(l1_ratio=grid, alphas=100, cv=KFold(FOLDS, shuffle=True, random_state=0), max_iter=100_000).fit(X, y)
     alpha, ratio = plain.alpha_, plain.l1_ratio_
     floor = 1e-3
@@ -117,7 +117,7 @@ def run(steps: int = 150, figure: Path | None = FIGURE) -> dict[str, float]:
             if history[-1] < best[0]:
                 best = (history[-1], log_penalties.detach().clone())
             optimizer.step()
-            progress.set_postfix(validation=f"{history[-1]:.1f}")
+            progress.set_postfix(validation=f"{history[-1]:.1f}", refresh=False)
     seconds = time.perf_counter() - began
     learned = best[1]
 

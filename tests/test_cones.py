@@ -8,8 +8,8 @@ import pytest
 from cvxlayers.cones import Cone, Dual, Exponential, Free, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero
 
 MIXED = Product(
-    (Zero(2), NonNegative(3), SecondOrder(3), SecondOrder(3), SecondOrder(1), Semidefinite(2), Semidefinite(2), Exponential(), Exponential())
-    + (Power(0.3), Power(0.3), Power(0.6))
+    (Zero(2), NonNegative(3), SecondOrder(3), SecondOrder(3), SecondOrder(1), Semidefinite(2), Semidefinite(2))
+    + (Exponential(), Exponential(), Power(0.3), Power(0.3), Power(0.6))
 )
 
 CONES: list[Cone] = [
@@ -23,7 +23,7 @@ CONES: list[Cone] = [
 
 CURVED = [Exponential(), Exponential().dual(), Power(0.2), Power(0.5), Power(0.83), Power(0.2).dual(), Power(0.83).dual()]
 
-every_cone = pytest.mark.parametrize("cone", CONES, ids=lambda cone: "mixed" if cone == MIXED else "dual mixed" if cone == MIXED.dual() else str(cone))
+every_cone = pytest.mark.parametrize("cone", CONES, ids=lambda cone: str(cone)[:50])
 curved_cone = pytest.mark.parametrize("cone", CURVED, ids=str)
 
 
@@ -152,15 +152,15 @@ def test_dual_of_dual(cone):
 @every_cone
 def test_derivative_against_differences(cone):
     v, w = points(cone, 400), points(cone, 400, 1)
-    h = 1e-3
-    # a stencil that reaches over a kink says nothing; the margin in units of the stencil's reach also bounds the higher derivatives
+    h = 2e-4
+    # a stencil that reaches over a kink says nothing
     keep = cone.margin(v) > 0.1
     v, w = v[keep], w[keep]
     assert len(v) >= 10 or cone.dim > 20
     shifted = {k: cone.project(v + k * h * w) for k in (-2, -1, 1, 2)}
     differences = (8 * (shifted[1] - shifted[-1]) - (shifted[2] - shifted[-2])) / (12 * h)
-    # the stencil's own error is h^4 times a fifth derivative: near strongly curved boundaries that is what remains
-    np.testing.assert_allclose(cone.derivative(v).apply(w), differences, rtol=0, atol=2e-7)
+    # the stencil's own error: 1e-15/h from rounding, h^4 = 2e-15 times a fifth derivative that grows like margin^-4 from truncation
+    np.testing.assert_allclose(cone.derivative(v).apply(w), differences, rtol=0, atol=2e-9)
 
 
 @every_cone
@@ -222,18 +222,23 @@ def test_batch_axes_lead(cone, batch):
 
 
 @every_cone
-@pytest.mark.parametrize("namespace", ["torch", "jax"])
-def test_namespaces_agree(cone, namespace):
+def test_torch_agrees(cone):
+    torch = pytest.importorskip("torch")
     v, w = points(cone, 30, decades=3), points(cone, 30, 1)
-    if namespace == "torch":
-        torch = pytest.importorskip("torch")
-        results = outputs(cone, torch.from_numpy(v), torch.from_numpy(w))
-        assert all(isinstance(result, torch.Tensor) and result.dtype == torch.float64 for result in results)
-    else:
-        jax = pytest.importorskip("jax")
-        with jax.enable_x64(True):
-            results = outputs(cone, jax.numpy.asarray(v), jax.numpy.asarray(w))
-            assert all(isinstance(result, jax.Array) and result.dtype == np.float64 for result in results)
+    results = outputs(cone, torch.from_numpy(v), torch.from_numpy(w))
+    assert all(result.dtype == torch.float64 for result in results)
+    for other, expected in zip(results, outputs(cone, v, w), strict=True):
+        np.testing.assert_allclose(other.numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_jax_agrees():
+    """Compiled, which proves that no branch depends on values; one cone that holds all classes, as compiling takes seconds."""
+    cone = Product((NonNegative(2), SecondOrder(3), SecondOrder(3), Semidefinite(3), Exponential(), Power(0.3).dual(), Zero(1), Free(1)))
+    jax = pytest.importorskip("jax")
+    v, w = points(cone, 30, decades=3), points(cone, 30, 1)
+    with jax.enable_x64(True):
+        results = jax.jit(lambda v, w: outputs(cone, v, w))(jax.numpy.asarray(v), jax.numpy.asarray(w))
+        assert all(result.dtype == np.float64 for result in results)
     for other, expected in zip(results, outputs(cone, v, w), strict=True):
         np.testing.assert_allclose(np.asarray(other), expected, rtol=0, atol=1e-12)
 
@@ -249,8 +254,9 @@ def outputs(cone, v, w):
 def test_special_points(cone):
     """Zero, axes and coordinate planes: finite values, an optimal projection, a derivative that obeys its laws."""
     axes = np.eye(cone.dim)
-    planes = axes[:, None] - axes[None, :]
-    v = np.concatenate([np.zeros((1, cone.dim)), axes, -axes, planes.reshape(-1, cone.dim), np.ones((1, cone.dim)), -np.ones((1, cone.dim))])
+    planes = (axes[:, None] - axes[None, :]).reshape(cone.dim**2, cone.dim)[:: 1 + cone.dim // 10]
+    ones = np.ones((1, cone.dim))
+    v = np.concatenate([0 * ones, ones, -ones, axes, -axes, planes])
     v = np.concatenate([v, 1e-8 * v, 1e8 * v])
     check_optimality(cone, v, 1e-14)
     derivative, U = cone.derivative(v), orthogonal(cone, v)
@@ -260,10 +266,11 @@ def test_special_points(cone):
 
 
 HARD = [
-    *[(1.0, 1e-9, 1.0), (100.0, -1.0, 1e-3), (-1e3, 1.0, 1.0), (50.0, 2.0, -3.0), (1.0, 1.0, 1.0), (1e-9, 1.0, 1e-9), (-1e-9, 1.0, -1e-9)],
-    *[(1e8, 1e-8, 1.0), (-1e8, 1e-8, -1.0), (1e-8, -1e8, 1e8), (1e-8, 1e8, -1e8), (-1e-8, -1e8, 1e8), (1.0, -30.0, 1e-8), (-30.0, 1.0, -1e-8)],
-    *[(-20.0, 1.0, 1e-9), (1e-300, 1.0, -1.0), (1.0, 1e-300, -1.0), (-1.0, 1e-300, -1e-300), (1e-300, -1.0, 1.0), (1e-310, -1e-310, -1.0)],
-    *[(1e300, -1e300, 1e300), (1e-300, 1e-300, 1e-301), (-1.0, 1.0, 1e-310), (-1e-3, 1e3, 1e-200), (700.0, 1.0, -1e8), (1.0, 2.0, 1e-15)],
+    *[(1.0, 1e-9, 1.0), (100.0, -1.0, 1e-3), (-1e3, 1.0, 1.0), (50.0, 2.0, -3.0), (1.0, 1.0, 1.0), (1e-9, 1.0, 1e-9)],
+    *[(-1e-9, 1.0, -1e-9), (1e8, 1e-8, 1.0), (-1e8, 1e-8, -1.0), (1e-8, -1e8, 1e8), (1e-8, 1e8, -1e8), (-1e-8, -1e8, 1e8)],
+    *[(1.0, -30.0, 1e-8), (-30.0, 1.0, -1e-8), (-20.0, 1.0, 1e-9), (1e-300, 1.0, -1.0), (1.0, 1e-300, -1.0), (700.0, 1.0, -1e8)],
+    *[(-1.0, 1e-300, -1e-300), (1e-300, -1.0, 1.0), (1e-310, -1e-310, -1.0), (1e300, -1e300, 1e300), (1e-300, 1e-300, 1e-301)],
+    *[(-1.0, 1.0, 1e-310), (-1e-3, 1e3, 1e-200), (1.0, 2.0, 1e-15)],
 ]
 
 
@@ -286,22 +293,24 @@ def test_many_ratios(cone, decades):
 
 
 @curved_cone
-@pytest.mark.parametrize("distance", [1e-4, 1e-8, 1e-12, 1e-15])
+@pytest.mark.parametrize("distance", [1e-4, 1e-8, 1e-12])
 def test_close_to_cone_and_polar(cone, distance):
-    """Between K and its polar the derivative depends on p/|p|, q/|q| and |q|/|p| alone, however small one of p and q is."""
+    """Between K and its polar U depends on p/|p| and q/|q| alone, and with D = 1/(1 + k) there k is proportional to |q|/|p|."""
     v = points(cone, 400, 3)
     p, q = cone.project(v), cone.dual().project(-v)
-    outside = np.minimum(np.linalg.norm(p, axis=-1), np.linalg.norm(q, axis=-1)) > 1e-2
-    p, q = p[outside], q[outside]
-    for near in (p - distance * q, distance * p - q):
+    lengths = np.stack([np.linalg.norm(p, axis=-1), np.linalg.norm(q, axis=-1)])
+    U, values = orthogonal(cone, v), cone.derivative(v).values
+    middle = np.sort(values, axis=-1)[:, 1]
+    # a strong curvature (near the faces) turns the rounding of the new point into a visible change of D, a weak one loses digits of k
+    keep = (lengths.min(axis=0) > 1e-2) & (middle > 0.05) & (middle < 0.95)
+    v, p, q, lengths, U, values = v[keep], p[keep], q[keep], lengths[:, keep], U[keep], values[keep]
+    assert len(v) > 30
+    for near, part, other in ((p - distance * q, values, distance * (1 - values)), (distance * p - q, distance * values, 1 - values)):
         check_optimality(cone, near, 2e-14)
-        derivative = cone.derivative(near)
-        size = np.linalg.norm(near, axis=-1, keepdims=True)
-        small = distance * np.maximum(np.linalg.norm(p, axis=-1), np.linalg.norm(q, axis=-1))
-        margin = cone.margin(near)
-        assert (margin <= small + 1e-15 * size[:, 0]).all()
-        values = np.sort(derivative.values, axis=-1)
-        assert ((values[:, 1] < 1e3 * distance / 1e-2) | (values[:, 1] > 1 - 1e3 * distance / 1e-2)).all()
+        expected = (U * (part / (part + other))[:, None, :]) @ np.swapaxes(U, -1, -2)
+        np.testing.assert_allclose(matrix(cone, near), expected, rtol=0, atol=1e-12)
+    # only the first: the crease of the exponential cone may be nearer than the boundary
+    assert (cone.margin(p - distance * q) <= distance * lengths[1] + 1e-15 * lengths.max(axis=0)).all()
 
 
 def bisect_exponential(v: np.ndarray) -> tuple[np.ndarray, float]:
@@ -336,29 +345,21 @@ def bisect_exponential(v: np.ndarray) -> tuple[np.ndarray, float]:
         return np.array([float(value) for value in p]), float(D[0, 0] + D[1, 1] + D[2, 2] - 1)
 
 
-@pytest.mark.parametrize("v", [(1.0, 1e-2, 1.0), (2.0, 0.5, -3.0), (10.0, -1.0, 1e-3), (-3.0, 1.0, -1.0), (-20.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)])
+@pytest.mark.parametrize("v", [(1.0, 1e-2, 1.0), (2.0, 5.0, -3.0), (10.0, -1.0, 1e-3), (-3.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)])
 def test_exponential_against_many_digits(v):
     p, middle = bisect_exponential(np.array(v))
     np.testing.assert_allclose(Exponential().project(np.array(v)), p, rtol=0, atol=1e-15 * np.abs(v).max())
     np.testing.assert_allclose(Exponential().derivative(np.array(v)).values, [1, middle, 0], rtol=0, atol=2e-15)
 
 
-def test_power_half_is_a_rotated_second_order_cone():
-    # x y >= z^2 and x, y >= 0 is |(x - y, 2 z)| <= x + y
-    rotation = np.array([[1, 1, 0], [1, -1, 0], [0, 0, np.sqrt(2)]]) / np.sqrt(2)
-    v = points(Power(0.5), 500, decades=4)
-    v[:40, 2] = 0
-    np.testing.assert_allclose(Power(0.5).project(v) @ rotation.T, SecondOrder(3).project(v @ rotation.T), rtol=0, atol=1e-14)
-    expected = rotation.T @ matrix(SecondOrder(3), v @ rotation.T) @ rotation
-    np.testing.assert_allclose(matrix(Power(0.5), v)[40:], expected[40:], rtol=0, atol=1e-13)
-    away = (SecondOrder(3).margin(v @ rotation.T) > 0)[:40]
-    np.testing.assert_allclose(matrix(Power(0.5), v)[:40][away], expected[:40][away], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.83])
-def test_power_derivative_is_continuous_at_a_vanishing_third_coordinate(alpha):
-    v = np.array([[-1.0, 2.0, 0.0], [2.0, -1.0, 0.0]])
-    np.testing.assert_allclose(matrix(Power(alpha), v), matrix(Power(alpha), v + [0, 0, 1e-90]), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("alpha, value", [(0.2, 1.0), (0.5, 0.5), (0.83, 0.0)])
+def test_power_derivative_at_a_vanishing_third_coordinate(alpha, value):
+    # near (0, 2, 0) the boundary is x = |z|^(1/alpha) times a constant; for alpha = 1/2 it is x = z^2/2, and minimizing
+    # (x + 1)^2 + (z - z0)^2 gives z = z0/2
+    v = np.array([-1.0, 2.0, 0.0])
+    np.testing.assert_allclose(matrix(Power(alpha), v), np.diag([0, 1, value]), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(matrix(Power(1 - alpha), v[[1, 0, 2]]), np.diag([1, 0, value]), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(matrix(Power(alpha), v + [0, 0, 1e-90]), np.diag([0, 1, value]), rtol=0, atol=1e-12)
 
 
 def test_semidefinite_packing():

@@ -184,7 +184,7 @@ def test_the_residuals_judge_not_the_solver(
     shift: float, word: Status, verdict: Status, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, program, _ = regular(CONES["mixed"], rng)
-    monkeypatch.setattr("cvxlayers.conic.POLISHING", 0)  # else the shift would be repaired
+    monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else the shift would be repaired
     monkeypatch.setattr(_Liar, "shift", shift)
     monkeypatch.setattr(_Liar, "word", word)
     liar = _Liar(layer.solver.settings)

@@ -122,7 +122,7 @@ def _softmax(c: Tensor) -> tuple[Tensor, ...]:
 @formula(_softmax)
 def softmax_by_maximization() -> tuple:
     x, c = cp.Variable((2, 3)), cp.Parameter((2, 3))
-    return cp.Problem(cp.Maximize(cp.sum(cp.multiply(c, x)) + cp.sum(cp.entr(x))), [cp.sum(x) == 1]), [c], [x]
+    return cp.Problem(cp.Maximize(cp.sum(cp.multiply(c, x)) + cp.sum(cp.entr(x))), [cp.Zero(cp.sum(x) - 1)]), [c], [x]
 
 
 def _ball(p: Tensor, r: Tensor) -> tuple[Tensor, ...]:
@@ -179,7 +179,7 @@ def draw(name: str, batch: tuple[int, ...] = (), seed: int = 0) -> list[Tensor]:
 def closed_form(name: str, tensors: Sequence[Tensor], batch: tuple[int, ...]) -> list[Tensor]:
     """Outputs and objective of every row; parameters without batch axes are shared."""
     shapes = [t.shape for t in draw(name)]
-    flat = [t.expand(*batch, *shape).reshape(-1, *shape) for t, shape in zip(tensors, shapes, strict=True)]
+    flat = [t.expand((*batch, *shape)).reshape(-1, *shape) for t, shape in zip(tensors, shapes, strict=True)]
     rows = [CASES[name].formula(*(t[i] for t in flat)) for i in range(math.prod(batch))]
     return [torch.stack(column).reshape((*batch, *column[0].shape)) for column in zip(*rows, strict=True)]
 
@@ -374,7 +374,9 @@ def test_complex_outputs(given: tuple[torch.dtype, torch.dtype], real: torch.dty
     c, w = (c if given[0].is_complex else c.real).to(given[0]).requires_grad_(), w.to(given[1]).requires_grad_()
     z, re = layer_of("complex_shrinkage")(c, w)
     assert (z.dtype, re.dtype) == (complex_, real)
-    gradients = torch.autograd.grad(weighted([z, re]), [c, w])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a real input takes the real part of its gradient, and not by accident
+        gradients = torch.autograd.grad(weighted([z, re]), [c, w])
     assert [g.dtype for g in gradients] == list(given)
     assert torch.isfinite(torch.view_as_real(gradients[0]) if given[0].is_complex else gradients[0]).all()
 

@@ -502,6 +502,13 @@ def test_polishing_returns_to_the_optimum():
         assert scaled.error(*scaled.polished(*off)) < 1e-12 < 1e-8 < scaled.error(*off)
 
 
+def test_a_failed_active_set_shows_no_memory():
+    pattern, program, _ = feasible("linear", True)
+    solution = get("DAQP", {"max_iters": 1}, pattern)[0].solve(pattern, program)
+    assert (solution.status == Status.ITERATION_LIMIT).all()
+    assert all(np.isnan(part).all() for part in (solution.x, solution.y, solution.s))
+
+
 def test_active_set_refuses_a_saddle():
     pattern, program = row(-np.eye(2), [1, 1], -np.eye(2), [0, 0], Product((NonNegative(2),)))
     assert not Status(get("DAQP", None, pattern)[0].solve(pattern, program).status[0]).ok

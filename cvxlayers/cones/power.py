@@ -32,7 +32,7 @@ class Power(ThreeDimensional):
 
     >>> import numpy as np
     >>> Power(0.5).project(np.array([0.0, 0.0, 2.0])).round(6)
-    array([0.707107, 0.707107, 1.      ])
+    array([0.666667, 0.666667, 0.666667])
     """
 
     alpha: float
@@ -48,7 +48,8 @@ class Power(ThreeDimensional):
         minus = xp.maximum(x + self.alpha * size, 0.0) * xp.maximum(size - y, 0.0)
         swap, zero = plus > minus, z == 0
         x, y = xp.where(swap, y, x), xp.where(swap, x, y)
-        a, b = xp.where(swap, 1 - self.alpha, self.alpha), xp.where(swap, self.alpha, 1 - self.alpha)
+        alpha = xp.zeros_like(x) + self.alpha
+        a, b = xp.where(swap, 1 - alpha, alpha), xp.where(swap, alpha, 1 - alpha)
         theta = _root(xp, x, y, size, a, b)
         e, g, eg = xp.exp(-b * theta), xp.exp(-a * theta), xp.exp(-theta)
         # p/(r E) and q G/m, with entries that cannot overflow, and their lengths r E and m/G

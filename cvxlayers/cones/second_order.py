@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from cvxlayers.cones.base import Array, Block, Cone, Derivative
 
@@ -61,7 +61,7 @@ class SecondOrder(Cone):
 
     def _vectors(self, xp, z: Array, norm: Array) -> Array:
         """The orthogonal matrix (*batch, dim, dim) with columns (1, u)/sqrt 2, (1, -u)/sqrt 2, (0, w), ..., (0, w)."""
-        axes = xp.eye(self.dim, dtype=z.dtype, device=z.device)
+        axes = xp.eye(self.dim, dtype=z.dtype, device=device(z))
         first, others = axes[0, :-1], axes[:-1, 1:-1]
         unit = xp.where(norm > 0, z / xp.where(norm > 0, norm, 1.0), first)
         # the reflection along m = u + sign(u_1) e_1, where the sign avoids cancellation, has m'm = 2 (1 + |u_1|)

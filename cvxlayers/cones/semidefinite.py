@@ -7,7 +7,7 @@ from functools import cached_property
 from math import sqrt
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from cvxlayers.cones.base import Array, Block, Cone, Derivative
 
@@ -57,7 +57,7 @@ class Semidefinite(Cone):
         vectors = xp.take(top, rows, axis=-1) * xp.take(bottom, columns, axis=-1)
         vectors = vectors + xp.take(top, columns, axis=-1) * xp.take(bottom, rows, axis=-1)
         diagonal = np.where(self._rows == self._columns, 1 / sqrt(2), 1.0)
-        vectors = vectors * xp.asarray(np.outer(diagonal, diagonal), dtype=v.dtype, device=v.device)
+        vectors = vectors * xp.asarray(np.outer(diagonal, diagonal), dtype=v.dtype, device=device(v))
         # eigenvalues ascend and i <= j, so l_i is the smaller; where both vanish the value is 0
         low, high = xp.take(eigenvalues, rows, axis=-1), xp.take(eigenvalues, columns, axis=-1)
         spread = xp.where(high > 0, high, 0.0) - xp.where(low < 0, low, 0.0)
@@ -78,10 +78,10 @@ class Semidefinite(Cone):
 
     def _weights(self, xp, v: Array) -> Array:
         """1 on the diagonal, 1/sqrt 2 off it: packed entry times weight is the matrix entry."""
-        return xp.asarray(np.where(self._rows == self._columns, 1.0, 1 / sqrt(2)), dtype=v.dtype, device=v.device)
+        return xp.asarray(np.where(self._rows == self._columns, 1.0, 1 / sqrt(2)), dtype=v.dtype, device=device(v))
 
     def _index(self, xp, v: Array, index: np.ndarray) -> Array:
-        return xp.asarray(index, device=v.device)
+        return xp.asarray(index, device=device(v))
 
     @cached_property
     def _columns(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from cvxlayers.cones.base import Array, Block, Cone, Derivative
 
@@ -56,7 +56,7 @@ class ThreeDimensional(Cone):
         split = self._split(xp, x, y, z)
         inside, polar = self._slack(xp, x, y, z) >= 0, self._polar_slack(xp, x, y, z) >= 0
         flat = inside | polar
-        axes = xp.eye(3, dtype=v.dtype, device=v.device)
+        axes = xp.eye(3, dtype=v.dtype, device=device(v))
         a, c = _unit(xp, split.ray), _unit(xp, split.normal)
         b = (c[1] * a[2] - c[2] * a[1], c[2] * a[0] - c[0] * a[2], c[0] * a[1] - c[1] * a[0])
         vectors = xp.stack([xp.stack([a[i], b[i], c[i]], axis=-1) for i in range(3)], axis=-2)

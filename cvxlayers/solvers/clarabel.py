@@ -117,6 +117,8 @@ class Clarabel(Solver):
             try:
                 found: Any = clarabel.DefaultSolver(*data, strict).solve()
                 status, iterations = STATUS.get(str(found.status), Status.NUMERICAL_ERROR), found.iterations
+                if iterations >= strict.max_iter and str(found.status) in ("AlmostPrimalInfeasible", "AlmostDualInfeasible"):
+                    status = Status.ITERATION_LIMIT  # a guess
                 if _short(found):
                     second: Any = clarabel.DefaultSolver(*data, relaxed).solve()
                     iterations += second.iterations

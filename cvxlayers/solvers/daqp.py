@@ -190,7 +190,11 @@ class DAQP(Solver):
                 scaled = _Program(P / height, q / (height * length), A, b[row] / length, at.equation)
                 flag, steps, x, y, error = self._attempt(scaled, at.sense)
                 solution.iterations[row] += steps
-                if error < best or best == np.inf:
+                if not flag.ok:
+                    # DAQP leaves x and y as it found the memory: a failed row stays NaN, lest it differ from call to call
+                    solution.status[row] = flag if best == np.inf else solution.status[row]
+                    return
+                if error < best:
                     best, slack = error, scaled.b - A @ x
                     # an active row has no slack, not even one of rounding; what is wrong with x stays visible in Ax + s - b
                     slack[at.equation | (y > 0) | (slack < 0)] = 0.0
@@ -229,8 +233,8 @@ class DAQP(Solver):
         return status, steps, x, y, error
 
     def _call(self, program: _Program, sense: np.ndarray, start: np.ndarray | None) -> tuple[Status, int, np.ndarray, np.ndarray]:
-        """One call of DAQP: status, iterations, x, y; y is NaN where DAQP leaves it unset."""
+        """One call of DAQP: status, iterations, x, y; y is NaN where DAQP failed, as it may be unset."""
         below = np.where(program.equation, program.b, -1e30)
         x, _, flag, info = daqp.solve(program.P, program.q, program.A, program.b, below, sense.copy(), primal_start=start, **self.settings)
-        y = info["lam"] if flag in (1, 2, -2, -4, -7) else np.full(len(sense), np.nan)
+        y = info["lam"] if flag > 0 else np.full(len(sense), np.nan)
         return STATUS.get(flag, Status.NUMERICAL_ERROR), info["iterations"], x, y

@@ -76,12 +76,12 @@ class ECOS(Solver):
     )
     tolerances = ("abstol", "reltol", "feastol")
     limit = "max_iters"
-    defaults = MappingProxyType({"abstol": 1e-10, "reltol": 1e-10, "feastol": 1e-10, "verbose": False})
+    defaults = MappingProxyType({"abstol": 1e-10, "reltol": 1e-10, "feastol": 1e-10, "max_iters": 100, "verbose": False})
 
     def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
         """Solve every row afresh; ``start`` means nothing to ECOS."""
         equations, take_A, A, others, take_G, G, dims = _layout(pattern)
-        solution = blank(pattern, len(program.q))
+        solution, limit = blank(pattern, len(program.q)), int(str(self.settings[self.limit]))
 
         def solve_row(row: int) -> None:
             values, b = program.A[row], program.b[row]
@@ -91,13 +91,15 @@ class ECOS(Solver):
                 found = ecos.solve(program.q[row], *conic, dims, *equality, **self.settings)
             except RuntimeError:
                 return
-            info = found["info"]
-            if info["exitFlag"] == INTERRUPTED:
+            flag, steps = found["info"]["exitFlag"], found["info"]["iter"]
+            if flag == INTERRUPTED:
                 raise KeyboardInterrupt
             solution.x[row], solution.y[row, equations], solution.y[row, others] = found["x"], found["y"], found["z"][: len(others)]
             solution.s[row, equations], solution.s[row, others] = 0.0, found["s"][: len(others)]
-            solution.status[row] = STATUS.get(info["exitFlag"], Status.NUMERICAL_ERROR)
-            solution.iterations[row] = info["iter"]
+            # at its limit ECOS guesses; its guess that there is no solution was seen on programs that have one
+            guess = flag in (11, 12) and steps >= limit
+            solution.status[row] = Status.ITERATION_LIMIT if guess else STATUS.get(flag, Status.NUMERICAL_ERROR)
+            solution.iterations[row] = steps
 
         map_rows(solve_row, len(program.q), self.jobs)
         return solution

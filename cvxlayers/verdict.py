@@ -1,0 +1,63 @@
+"""The last word on a solver's answer: polish it by Newton steps, measure its residuals, and say what it is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cvxlayers import adjoint
+from cvxlayers.errors import Status
+from cvxlayers.kkt import KKT
+from cvxlayers.products import Residuals, residuals
+from cvxlayers.program import ConeProgram, Solution, take
+
+SOLVED = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
+REDUCED = 1e-4  # residuals up to this make it INACCURATE, beyond it the row has failed
+POLISHED = 1e-13  # residuals below this are left alone
+POLISHING = 4  # Newton steps at most: linear constraints need one, curved cones converge quadratically from the second on
+DIVERGED = 1e-2  # a residual beyond this after a Newton step: the start was outside the region of convergence
+
+
+def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tuple[Solution, Residuals]:
+    """The polished solution with the status that its residuals earn, and the residuals; arrays (rows, ...).
+
+    ``tolerance`` is what the solver was asked for. A row that the solver gave up (infeasible, a limit reached) keeps the solver's word
+    and its last iterate; only a claim to have solved the row is put to the test.
+    """
+    claimed = raw.status <= Status.INACCURATE
+    usable = claimed & np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
+    x, y, s = (np.where(usable[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
+    best = Solution(x, y, s, raw.status, raw.iterations)
+    found = residuals(kkt.products, program, best.x, best.y, best.s)
+    polish(kkt, program, best, found, usable)
+
+    solved = max(SOLVED, 10 * tolerance)
+    status = np.full(len(usable), Status.NUMERICAL_ERROR, dtype=np.int8)
+    status[found.worst <= max(REDUCED, solved)] = Status.INACCURATE
+    status[found.worst <= solved] = Status.SOLVED
+    status = np.where(usable, status, np.where(claimed, Status.NUMERICAL_ERROR, raw.status)).astype(np.int8)
+    for array in vars(found).values():
+        array[~usable] = np.nan
+    x, y, s = (np.where(usable[:, None], getattr(best, k), getattr(raw, k)) for k in ("x", "y", "s"))
+    return Solution(x, y, s, status, raw.iterations), found
+
+
+def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usable: np.ndarray) -> None:
+    """Newton steps on the residual map, in place: each row keeps the best point met, which may be the one it came with.
+
+    On a curved cone the first step may leave the cone's surface by the square of its length before the next ones converge
+    quadratically, so a step is not judged alone.
+    """
+    rows = np.flatnonzero(usable & ~(found.worst <= POLISHED))
+    part, point = take(program, rows), take(best, rows)
+    for _ in range(POLISHING):
+        if not len(rows):
+            break
+        point = adjoint.newton(kkt, part, point)
+        after = residuals(kkt.products, part, point.x, point.y, point.s)
+        better = after.worst < found.worst[rows]
+        for name in ("x", "y", "s"):
+            getattr(best, name)[rows[better]] = getattr(point, name)[better]
+        for name, array in vars(found).items():
+            array[rows[better]] = getattr(after, name)[better]
+        going = (after.worst > POLISHED) & (after.worst < DIVERGED)
+        rows, part, point = rows[going], take(part, going), take(point, going)
