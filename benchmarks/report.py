@@ -51,14 +51,14 @@ def chart(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 0.7 * len(rows) + 1.2), layout="constrained")
     axes.barh(places, middle, 0.6, color=BAR, xerr=[middle - low, high - middle], error_kw={"lw": 1.2, "ecolor": "#444444", "capsize": 3})
     for place, end, result in zip(places, high, rows, strict=True):
-        times = [f"{median(side['both']['wall_ms']):.3g}" for side in (result["ours"], _peer(result, results))]
+        times = [_number(median(side["both"]["wall_ms"])) for side in (result["ours"], _peer(result, results))]
         faster = f"{result['ratio']['both']['median']:.1f}x" + ("" if result["valid"] else " (not valid)")
         axes.text(end + high.max() / 60, place, f"{faster}   {times[0]} against {times[1]} ms", va="center", fontsize=9)
         if result["goal"]:
             axes.plot([result["goal"]] * 2, [place - 0.4, place + 0.4], color=GOAL, lw=2)
     axes.plot([], [], color=GOAL, lw=2, label="goal")
     axes.axvline(1, color="#444444", lw=1, ls=":", label="equally fast")
-    axes.set_xlim(0, high.max() * 1.35)
+    axes.set_xlim(0, high.max() * 1.5)
     axes.set_yticks(places, [f"{r['title']}\nbatch {r['batch']}" for r in rows], fontsize=9)
     versions = results["setting"]["peer"]["versions"]
     axes.set_xlabel(f"forward + backward: times faster than cvxpylayers {versions.get('cvxpylayers', '')} (median, quartiles)")
@@ -85,7 +85,11 @@ def _row(result: dict[str, Any], peer: dict[str, Any]) -> str:
 def _time(side: dict[str, Any], mode: str) -> str:
     if mode not in side or "wall_ms" not in side[mode]:
         return "failed"
-    return f"{median(side[mode]['wall_ms']):.3g} ({median(side[mode]['cpu_ms']):.3g})"
+    return f"{_number(median(side[mode]['wall_ms']))} ({_number(median(side[mode]['cpu_ms']))})"
+
+
+def _number(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _ratio(result: dict[str, Any], mode: str) -> str:

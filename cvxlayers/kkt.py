@@ -30,12 +30,12 @@ from cvxlayers.least_squares import MinimumNorm, SparsityPattern
 from cvxlayers.products import Products, Segments
 from cvxlayers.program import ConeProgram, Pattern
 
-REGULARIZATION = 1e-9  # of the equilibrated K: small against its entries, large against the rounding of its factors
+STRONG, WEAK = 1e-7, 1e-11  # regularizations of the equilibrated K, in the order in which they are tried
 REFINEMENTS = 30  # each gains at least a factor two, else it stops
 CONVERGED = 1e-14  # of the equilibrated residual, relative to the right-hand side: nothing is left to refine
+CLEAN = 1e-12  # a relative residual up to this one needs no second factorization
 TRUSTED = 1e-9  # a relative residual above this one sends a row to the least-squares fallback
-SUSPECT = 1e5  # so does |z| above this times |r| / |K|: a direction that K all but annihilates may have been followed
-BLOWUP = 1e10  # and above this it certainly was
+BLOWUP = 1e10  # so does |z| above this times |r| / |K|: a direction that K all but annihilates has been followed
 CHUNK = 1 << 23  # numbers in the largest work array of one chunk of rows
 
 
@@ -135,56 +135,61 @@ class KKT:
     def solve(self, values: np.ndarray, rhs: np.ndarray, reach: np.ndarray | None = None) -> Solved:
         """Solve K z = rhs for every row; values (rows, nnz), rhs (rows, n + m).
 
-        A row whose relative residual stays above `TRUSTED` or whose |z| is `SUSPECT` gets the minimum-norm least-squares solution if
-        that leaves no larger residual, and in any case where |z| exceeds ``reach`` (rows,) (default: what `BLOWUP` says).
+        The strong regularization keeps the factors accurate where K is singular and the equations consistent; rows that it cannot refine
+        to `CLEAN` are ill-conditioned and get the weak one. Rows that stay above `TRUSTED`, or whose |z| exceeds ``reach`` (rows,)
+        (default: what `BLOWUP` says), get the minimum-norm least-squares solution.
         """
-        scale = self._equilibration(values)
-        scaled = values * scale[:, self.indices] * scale[:, self._columns]
         # The derivative is linear in rhs: solving for rhs / |rhs| keeps tolerances meaningful for gradients of any size.
         peak = np.max(abs(rhs), axis=1, initial=0.0)
         peak[peak == 0] = 1.0
         unit = rhs / peak[:, None]
-        z = np.zeros_like(rhs)
+        limit = BLOWUP / np.max(abs(values), axis=1, initial=np.finfo(float).tiny) if reach is None else reach / peak
+        scale = self._equilibration(values)
+        scaled, right = values * scale.take(self.indices, axis=1) * scale.take(self._columns, axis=1), unit * scale
+
+        z = scale * self._refined(scaled, right, STRONG)
+        residual = self._residual(values, z, unit)
+        unclean = np.flatnonzero(~(residual <= CLEAN) & np.isfinite(peak))
+        if len(unclean):
+            second = scale[unclean] * self._refined(scaled[unclean], right[unclean], WEAK)
+            left = self._residual(values[unclean], second, unit[unclean])
+            better = (left < residual[unclean] / 2) & (np.max(abs(second), axis=1) <= limit[unclean])
+            z[unclean[better]], residual[unclean[better]] = second[better], left[better]
+        fallback = (~(residual <= TRUSTED) | (np.max(abs(z), axis=1, initial=0.0) > limit)) & np.isfinite(peak)
+        for row in np.flatnonzero(fallback):
+            z[row] = self._least_squares.solve(values[row, self._full], unit[row])
+        residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback])
+        return Solved(z * peak[:, None], residual, fallback)
+
+    def _refined(self, scaled: np.ndarray, rhs: np.ndarray, regularization: float) -> np.ndarray:
+        """Every row by a regularized factorization and iterative refinement, in equilibrated coordinates."""
         regularized = scaled.copy()
-        regularized[:, self._diagonal] += REGULARIZATION * self._sign
-        full = scaled[:, self._full]
-        right = unit * scale
+        regularized[:, self._diagonal] += regularization * self._sign
+        full, z = scaled.take(self._full, axis=1), np.zeros_like(rhs)
         try:  # one workspace per thread at a time; pop and append are atomic
             workspace = self._spare.pop()
         except IndexError:
             workspace = _Workspace(self.indices, self.indptr, self._full_indices, self._full_indptr)
         for row in range(len(rhs)):
-            z[row] = workspace.solve(regularized[row], full[row], right[row])
+            z[row] = workspace.solve(regularized[row], full[row], rhs[row])
         self._spare.append(workspace)
-        z *= scale
-        residual = self._residual(values, z, unit)
-        size = np.max(abs(z), axis=1, initial=0.0)
-        unit_size = 1 / np.max(abs(values), axis=1, initial=np.finfo(float).tiny)
-        far = size > (BLOWUP * unit_size if reach is None else reach / peak)
-        fallback = (~(residual <= TRUSTED) | (size > SUSPECT * unit_size) | far) & np.isfinite(peak)
-        for row in np.flatnonzero(fallback):
-            least = self._least_squares.solve(values[row, self._full], unit[row])
-            left = self._residual(values[[row]], least[None], unit[[row]])[0]
-            if far[row] or not left > residual[row]:
-                z[row], residual[row] = least, left
-            else:
-                fallback[row] = False
-        return Solved(z * peak[:, None], residual, fallback)
+        return z
 
     def _equilibration(self, values: np.ndarray) -> np.ndarray:
         """Scales e (rows, n + m) that bring the largest entry of every column of diag(e) K diag(e) near one (Ruiz 2001)."""
-        full = abs(values[:, self._full])
+        full = abs(values.take(self._full, axis=1))
         scale = np.ones((len(values), self.size))
         for _ in range(2):
             largest = self._by_column.reduce(full, np.maximum)
             step = 1 / np.sqrt(np.where(largest > 0, largest, 1.0))
-            full = full * step[:, self._full_indices] * step[:, self._full_columns]
+            full *= step.take(self._full_indices, axis=1)
+            full *= step.take(self._full_columns, axis=1)
             scale *= step
         return scale
 
     def _residual(self, values: np.ndarray, z: np.ndarray, rhs: np.ndarray) -> np.ndarray:
         """|K z - rhs| / |rhs| in the Euclidean norm, (rows,); zero where rhs is zero."""
-        Kz = self._by_column.reduce(values[:, self._full] * z[:, self._full_indices])
+        Kz = self._by_column.reduce(values.take(self._full, axis=1) * z.take(self._full_indices, axis=1))
         norm = np.linalg.norm(rhs, axis=1)
         return np.linalg.norm(Kz - rhs, axis=1) / np.where(norm > 0, norm, 1.0)
 

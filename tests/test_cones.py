@@ -18,7 +18,8 @@ CONES: list[Cone] = [
     *(Semidefinite(1), Semidefinite(2), Semidefinite(3), Semidefinite(5)),
     *(Exponential(), Exponential().dual()),
     *(Power(0.2), Power(0.5), Power(0.83), Power(0.2).dual(), Power(0.5).dual(), Power(0.83).dual()),
-    *(Product(()), Product((Zero(1), NonNegative(2))), Product((SecondOrder(3), Free(2), Exponential())), MIXED, MIXED.dual()),
+    *(Product(()), Product((Zero(1), NonNegative(2))), Product((SecondOrder(3), Free(2), Exponential(), NonNegative(2)))),
+    *(MIXED, MIXED.dual()),
 ]
 
 CURVED = [Exponential(), Exponential().dual(), Power(0.2), Power(0.5), Power(0.83), Power(0.2).dual(), Power(0.83).dual()]

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from cvxlayers import GradientWarning, Status, conic, diagnose
+from cvxlayers import GradientWarning, Status, diagnose
 from cvxlayers.cones import NonNegative, Product, SecondOrder, Zero
 from cvxlayers.conic import ConicLayer
 from cvxlayers.layer import Layer, Options
@@ -306,7 +306,7 @@ def dense_residuals(P, A, q, b, x, y, s, distances) -> tuple[float, float, float
 
 @pytest.mark.parametrize("solver", ["SCS", "CLARABEL"])
 def test_residuals_are_those_of_the_unscaled_data(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conic, "POLISHING", 0)  # else nothing but rounding is left to compare
+    monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else nothing but rounding is left to compare
     rng, n, rows = np.random.default_rng(0), 4, 3
     F, A = rng.standard_normal((n, n)), rng.standard_normal((7, n)) * 10.0 ** rng.uniform(-2, 2, (7, 1))
     P = F @ F.T

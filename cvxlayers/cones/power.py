@@ -28,7 +28,7 @@ class Power(ThreeDimensional):
 
     increases. It is the univariate equation of Hien (Differential properties of Euclidean projection onto power cone, 2015) in other
     coordinates: there r is the unknown, which is ill-scaled near the faces. The boundary's curvature enters D as the eigenvalue
-    r/(r + m k), k = a b |p/r|^2 / (E G |q/m|)^2.
+    r/(r + m k), k = a b |p/r|^2 / (E G |q/m|)^2. Rounding errors grow like 1/min(a, b) for alpha close to 0 or 1.
 
     >>> import numpy as np
     >>> Power(0.5).project(np.array([0.0, 0.0, 2.0])).round(6)
