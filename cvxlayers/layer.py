@@ -118,7 +118,8 @@ class Layer:
         out = (self.canonical.R @ np.concatenate([shown.x, shown.y], axis=1).T).T
         scale = np.where(self._exponential, np.exp(np.where(self._exponential, out, 0.0)), 1.0)
         out = np.where(self._exponential, scale, out)
-        return self._split(out, batch), info, Saved(inputs, batched, batch, solution, scale)
+        kept = Solution(*(array.copy() for array in vars(solution).values()))  # info.solution is the caller's, who may change it
+        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale)
 
     def vjp(self, saved: Saved, cotangents: Sequence[np.ndarray | None], needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""

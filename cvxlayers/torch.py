@@ -108,19 +108,37 @@ class _Solve(torch.autograd.Function):
         outputs = call.run(tensors)
         ctx.core, ctx.saved, ctx.positions = call.core, call.saved, call.positions
         ctx.like = [(t.dtype, t.device) for t in tensors]
+        ctx.save_for_backward(*tensors)  # not for their values: PyTorch then refuses tensors changed in place since the call
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = (*ctx.saved_tensors, *(g for g in cotangents if g is not None))
         needed = [False] * len(ctx.core.canonical.parameters)
         for position, wanted in zip(ctx.positions, ctx.needs_input_grad[1:], strict=True):
             needed[position] = wanted
         host = [None if g is None else backend_of(g).host(g) for g in cotangents]
         gradients = ctx.core.vjp(ctx.saved, host, needed)
         given = zip(ctx.positions, ctx.like, strict=True)
-        return None, *(None if gradients[k] is None else _tensor(gradients[k], dtype, device) for k, (dtype, device) in given)
+        results = [None if gradients[k] is None else _tensor(gradients[k], dtype, device) for k, (dtype, device) in given]
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted
+            results = [None if r is None else _Once.apply(r, *tensors) for r in results]
+        return None, *results
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that cannot be differentiated again: an error where a silent zero would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *tensors: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        raise RuntimeError(
+            "CvxpyLayer has no second derivative yet: its gradient cannot be differentiated (create_graph, hessian, jvp of grad)"
+        )
 
 
 def _tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrde
 from cvxlayers.conic import ConicLayer
 from cvxlayers.errors import InaccurateWarning, SolverError, Status
 from cvxlayers.program import ConeProgram, Pattern, Solution
+from cvxlayers.solvers.base import Solver
 from cvxlayers.solvers.clarabel import Clarabel
 
 CONES = {
@@ -29,7 +31,7 @@ CONES = {
 def regular(cone: Product, rng: np.random.Generator, rows: int = 2) -> tuple[ConicLayer, ConeProgram, Solution]:
     """Programs built backwards from strictly complementary y and s, so that the solution is known and unique."""
     n, m = 16, cone.dim
-    A = sp.random(m, n, density=0.8, random_state=2, format="csc", data_rvs=rng.standard_normal) if m else sp.csc_matrix((0, n))
+    A = sp.csc_matrix(np.where(rng.random((m, n)) < 0.8, rng.standard_normal((m, n)), 0.0))
     pattern = Pattern.of(sp.csc_matrix(np.ones((n, n))), A, cone)
     layer = ConicLayer(pattern)
     root, x = rng.standard_normal((rows, n, n)), rng.standard_normal((rows, n))
@@ -62,13 +64,13 @@ def test_derivatives_of_x_y_s_in_P_q_A_b(name: str, rng: np.random.Generator) ->
     cotangent = Solution(*(rng.standard_normal(a.shape) for a in (known.x, known.y, known.s)))
     pulled, certificate = layer.vjp(program, solution, cotangent)
     assert (certificate.residual < 1e-9).all() and (certificate.margin > 1e-6).all()
-    for field in ("P", "q", "A", "b"):
+    for datum in ("P", "q", "A", "b"):
         zero = ConeProgram(*(np.zeros_like(a) for a in vars(program).values()))
-        tangent = replace(zero, **{field: rng.standard_normal(getattr(program, field).shape)})
+        tangent = replace(zero, **{datum: rng.standard_normal(getattr(program, datum).shape)})
         step = 1e-5
 
-        def moved(t: float, field: str = field, tangent: ConeProgram = tangent) -> Solution:
-            return call(layer, replace(program, **{field: getattr(program, field) + t * getattr(tangent, field)}))
+        def moved(t: float, datum: str = datum, tangent: ConeProgram = tangent) -> Solution:
+            return call(layer, replace(program, **{datum: getattr(program, datum) + t * getattr(tangent, datum)}))
 
         far, near = (moved(-2 * step), moved(2 * step)), (moved(-step), moved(step))
         pushed, _ = layer.jvp(program, solution, tangent)
@@ -78,7 +80,7 @@ def test_derivatives_of_x_y_s_in_P_q_A_b(name: str, rng: np.random.Generator) ->
             difference = (8 * (b - a) - (d - c)) / (12 * step)
             np.testing.assert_allclose(getattr(pushed, output), difference, atol=1e-6 * (1 + np.max(abs(difference), initial=0)))
             total = total + (getattr(cotangent, output) * difference).sum(1)
-        got = (getattr(pulled, field) * getattr(tangent, field)).sum(1)
+        got = (getattr(pulled, datum) * getattr(tangent, datum)).sum(1)
         np.testing.assert_allclose(got, total, atol=1e-6 * (1 + np.max(abs(total))))
 
 
@@ -132,14 +134,15 @@ def test_misuse_is_a_value_error(rng: np.random.Generator) -> None:
     P, q, A, b = vars(program).values()
     pattern = layer.pattern
     other, info = layer(P, q, A, b, return_info=True)
-    for match, arguments, options in (
+    misuses: list[tuple[str, tuple, dict[str, Any]]] = [
         ("q has shape", (P, q[:, :3], A, b), {}),
         ("q has batch shape .* and b has batch shape", (P[0], q, A[0], b[:1]), {}),
         ("on_failure is 'ignore'", (P, q, A, b), {"on_failure": "ignore"}),
         ("warm_start is a dict", (P, q, A, b), {"warm_start": {}}),
         ("warm_start has batch shape", (P[0], q[0], A[0], b[0]), {"warm_start": info}),
         ("no option 'speed'", (P, q, A, b), {"solver_args": {"speed": 1}}),
-    ):
+    ]
+    for match, arguments, options in misuses:
         with pytest.raises(ValueError, match=match):
             layer(*arguments, **options)
     with pytest.raises(ValueError, match="cannot handle.*try 'CLARABEL'"):
@@ -157,14 +160,19 @@ def test_misuse_is_a_value_error(rng: np.random.Generator) -> None:
             Pattern(**{**fields, **change})
 
 
-class _Liar(Clarabel):
-    """A solver that calls every row solved and shifts what it found."""
+@dataclass(frozen=True)
+class _Liar(Solver):
+    """A solver that says ``word`` of every row and shifts what it found."""
 
-    shift = 0.0
-    word = Status.SOLVED
+    name = "LIAR"
+    cones = Clarabel.cones
+    quadratic = True
+    honest: Solver = field(default_factory=Clarabel)
+    shift: float = 0.0
+    word: Status = Status.SOLVED
 
-    def solve(self, pattern, program, start=None):
-        found = super().solve(pattern, program, start)
+    def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
+        found = self.honest.solve(pattern, program, start)
         return replace(found, x=found.x + self.shift, status=np.full(len(found.x), self.word, np.int8))
 
 
@@ -185,9 +193,7 @@ def test_the_residuals_judge_not_the_solver(
 ) -> None:
     layer, program, _ = regular(CONES["mixed"], rng)
     monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else the shift would be repaired
-    monkeypatch.setattr(_Liar, "shift", shift)
-    monkeypatch.setattr(_Liar, "word", word)
-    liar = _Liar(layer.solver.settings)
+    liar = _Liar(shift=shift, word=word)
     monkeypatch.setattr("cvxlayers.solvers.get", lambda *_: (liar, ()))
     layer = ConicLayer(layer.pattern)
     data = tuple(vars(program).values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -111,6 +112,22 @@ def test_every_kind_of_failure_in_one_batch(solver: str) -> None:
     np.testing.assert_array_equal(broken[2].status, [Status.SOLVED, *(kind[2] for kind in kinds), Status.SOLVED])
     assert_failed(rows, broken)
     assert_rows_equal([0, len(kinds) + 1], broken, call(box(solver), mended))
+
+
+@pytest.mark.parametrize("bad", [1, 7, 63])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_any_number_of_failed_rows_among_many(solver: str, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Derivatives are taken in chunks of a few rows, whose borders move when failed rows are left out."""
+    monkeypatch.setattr("cvxlayers.kkt.CHUNK", 5 * box(solver).core.conic.kkt.nnz)
+    rng = np.random.default_rng(bad)
+    whole = [rng.standard_normal((64, 2)), -rng.random((64, 2)), rng.random((64, 2)), rng.random(64) + 0.1]
+    broken, rows = [value.copy() for value in whole], rng.permutation(64)
+    for row, (which, value, *_) in zip(rows[:bad], list(FAILURES.values()) * 64, strict=False):
+        array = broken[NAMES.index(which)]
+        array[(row, 1) if array.ndim == 2 else row] = value
+    outcome = call(box(solver), broken)
+    assert_failed(rows[:bad].tolist(), outcome)
+    assert_rows_equal(rows[bad:].tolist(), outcome, call(box(solver), whole))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -393,5 +410,8 @@ def test_memory_and_threads_stay_flat_over_failing_calls() -> None:
     threads, kernel_threads, memory = threading.active_count(), counted("Threads"), counted("VmRSS")
     work(1000)
     assert threading.active_count() == threads
-    assert counted("Threads") == kernel_threads
+    patience = time.monotonic() + 2
+    while counted("Threads") > kernel_threads and time.monotonic() < patience:  # a joined thread may still be on its way out
+        time.sleep(0.01)
+    assert counted("Threads") <= kernel_threads
     assert counted("VmRSS") - memory < 4096  # kB: room for the allocator; 4 kB a call, about what one call holds, would come to 4000

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import pytest
 
 from cvxlayers.errors import Status
 from cvxlayers.layer import Layer, Options
-from tests.problems import CASES, PAIRS, Case, inner
+from tests.problems import CASES, PAIRS, Case, cp, inner
 
 
 @functools.cache
@@ -86,17 +86,18 @@ def test_every_solver_gives_the_same_outputs_and_gradients(name: str, solver: st
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_duals_equal_those_of_cvxpy(name: str) -> None:
     case, layer, rng = case_of(name), layer_of(name), np.random.default_rng(3)
+    problem: Any = case.problem
     values = case.sample(rng)
     outputs, info, _ = layer.forward(values, Options())
     for parameter, value in zip(case.parameters, values, strict=True):
         parameter.project_and_assign(value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CVXPY's remarks on accuracy at this tolerance
-        case.problem.solve(solver=cp.CLARABEL, gp=case.gp, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+        problem.solve(solver=cp.CLARABEL, gp=case.gp, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     # CVXPY's own solution is not polished: curved cones leave about the square root of the tolerance.
-    np.testing.assert_allclose(info.objective, case.problem.value, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(info.objective, problem.value, rtol=1e-7, atol=1e-7)
     for variable, got in zip(case.variables, outputs, strict=True):
-        np.testing.assert_allclose(got, np.reshape(variable.value, variable.shape), atol=1e-4)  # SOC duals come as columns
+        np.testing.assert_allclose(got, np.reshape(np.asarray(variable.value), variable.shape), atol=1e-4)  # SOC duals come as columns
 
 
 @pytest.mark.parametrize("name", CASES)

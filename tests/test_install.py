@@ -14,22 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # minimize 1/2 |x|^2 - c'x subject to x >= 0: x = max(c, 0), and d(w'x)/dc = w where c > 0.
 SOLVE = """
-import importlib.util, json, sys, time
-
-began = time.perf_counter()
-import cvxlayers
-alone = time.perf_counter() - began
+import importlib.util, json, sys
 
 import numpy as np, scipy.sparse as sp
+
+import cvxlayers
 from cvxlayers.cones import NonNegative, Product
 from cvxlayers.conic import ConicLayer
-from cvxlayers.program import Pattern, Solution
+from cvxlayers.program import ConeProgram, Pattern, Solution
 
 pattern = Pattern.of(sp.eye(3), -sp.eye(3), Product((NonNegative(3),)))
 layer = ConicLayer(pattern)
 c = np.array([[1.0, -1.0, 2.0], [-3.0, 0.5, -0.1]])
 (x, y, s), info = layer(np.ones(3), -c, -np.ones(3), np.zeros(3), return_info=True)
-program, _ = layer._broadcast(np.ones(3), -c, -np.ones(3), np.zeros(3))
+program = ConeProgram(np.ones((2, 3)), -c, -np.ones((2, 3)), np.zeros((2, 3)))
 w = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 gradient, _ = layer.vjp(program, info.solution, Solution(w, np.zeros((2, 3)), np.zeros((2, 3))))
 extras = ["torch", "jax", "tensorflow", "ecos", "diffcp"]

@@ -504,21 +504,46 @@ def test_repeated_backward_and_interleaved_layers() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_values_changed_in_place_after_the_call_do_not_reach_its_gradient(dtype: torch.dtype) -> None:
-    """The gradient is that of the forward call's values: they are copied, so nothing needs to be refused."""
-    layer = layer_of("ridge_regression")
-    A, b = leaves([t.to(dtype) for t in draw("ridge_regression", (2,))])
-    plain = A.detach().numpy().copy()
-    (x,), (from_numpy,) = layer(A, b), layer(plain, b)
-    want, want_numpy = torch.autograd.grad(x.sum(), [A, b], retain_graph=True), torch.autograd.grad(from_numpy.sum(), b, retain_graph=True)
-    with torch.no_grad():
-        A.mul_(3)
-        b.zero_()
-        x.detach().fill_(7)
-    plain *= 3
-    for got, before in zip(torch.autograd.grad(x.sum(), [A, b]), want, strict=True):
-        assert torch.equal(got, before)
-    assert torch.equal(torch.autograd.grad(from_numpy.sum(), b)[0], want_numpy[0])
+def test_tensors_changed_in_place_after_the_call_are_refused_by_pytorch(dtype: torch.dtype) -> None:
+    for which in range(2):
+        tensors = leaves([t.to(dtype) for t in draw("ridge_regression", (2,))])
+        (x,) = layer_of("ridge_regression")(*tensors)
+        with torch.no_grad():
+            tensors[which].mul_(3)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            x.sum().backward()
+
+
+def test_memory_changed_behind_the_back_of_pytorch_does_not_reach_the_gradient() -> None:
+    """NumPy arrays and ``.data``: the gradient is that of the forward call's values."""
+    A, b = leaves(draw("ridge_regression", (2,)))
+    array = A.detach().numpy().copy()
+    (x,), (from_numpy,) = layer_of("ridge_regression")(A, b), layer_of("ridge_regression")(array, b)
+    want = [*torch.autograd.grad(x.sum(), [A, b], retain_graph=True), *torch.autograd.grad(from_numpy.sum(), b, retain_graph=True)]
+    A.data.mul_(3)
+    b.data.zero_()
+    x.data.fill_(7)
+    array *= 3
+    got = [*torch.autograd.grad(x.sum(), [A, b]), *torch.autograd.grad(from_numpy.sum(), b)]
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+def test_a_second_derivative_is_refused_and_not_silently_zero() -> None:
+    tensors = leaves(draw("ridge_regression", (2,)))
+    (x,) = layer_of("ridge_regression")(*tensors)
+    gradients = torch.autograd.grad(x.square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        sum(g.sum() for g in gradients).backward()  # type: ignore[union-attr]
+
+
+def test_an_info_changed_in_place_does_not_reach_the_gradient() -> None:
+    """Who perturbs a warm start must not perturb the backward pass of the call that gave it."""
+    tensors = leaves(draw("ridge_regression", (2,)))
+    (x,), info = layer_of("ridge_regression")(*tensors, return_info=True)
+    want = torch.autograd.grad(x.sum(), tensors, retain_graph=True)
+    for array in (info.solution.x, info.solution.y, info.solution.s, info.status):
+        array += 1
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(x.sum(), tensors), want, strict=True))
 
 
 def test_a_call_changes_nothing_of_the_problem() -> None:

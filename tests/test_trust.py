@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -18,6 +17,7 @@ from cvxlayers.kkt import KKT
 from cvxlayers.layer import Layer, Options
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.report import diagnose
+from tests.problems import cp
 
 
 def forward(layer: Layer, *values: np.ndarray):
@@ -297,7 +297,7 @@ class _Wrapped:
 
 def _system(rng: np.random.Generator, rows: int) -> tuple[KKT, ConeProgram, Solution]:
     n, cone = 12, Product((Zero(2), NonNegative(5), SecondOrder(4), SecondOrder(3)))
-    A = sp.random(cone.dim, n, density=0.7, random_state=1, format="csc")
+    A = sp.csc_matrix(np.random.default_rng(1).random((cone.dim, n)) < 0.7, dtype=float)
     root = rng.standard_normal((rows, n, n))
     pattern = Pattern.of(sp.csc_matrix(np.ones((n, n))), A, cone)
     P = (root @ np.swapaxes(root, 1, 2))[:, pattern.P_indices, pattern.P_columns]

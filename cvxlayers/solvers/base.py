@@ -69,7 +69,7 @@ class Solver(ABC):
         """
 
 
-def map_rows(solve_row: Callable[[int], None], rows: int, jobs: int) -> None:
+def map_rows(solve_row: Callable[[int], object], rows: int, jobs: int) -> None:
     """Call solve_row(i) for every row, on ``jobs`` threads (0: one per core); each thread takes a contiguous share."""
     jobs = min(rows, jobs or os.cpu_count() or 1)
     if jobs <= 1:
