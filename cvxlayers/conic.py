@@ -21,10 +21,12 @@ from cvxlayers.adjoint import Certificate
 from cvxlayers.cones import NonNegative
 from cvxlayers.errors import Status
 from cvxlayers.kkt import KKT
-from cvxlayers.products import Residuals
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
 from cvxlayers.verdict import judge
+
+# Comparing arrays with plain integers costs a tenth of comparing them with members of an enumeration.
+OK, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE = int(Status.INACCURATE), int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
 
 
 @dataclass(frozen=True)
@@ -105,29 +107,22 @@ class ConicLayer:
         Rows marked ``invalid`` (rows,) and rows with data that are not finite become INVALID_PARAMETER without reaching the solver.
         """
         solver = self._configure({**self._args, **solver_args}) if solver_args else self._solver
-        rows, m, n = len(program.q), self.pattern.m, self.pattern.n
         settled, valid = self._settle_data(program, invalid)
         start = self._start(solver, warm_start, batch, valid)
 
-        status = np.full(rows, Status.INVALID_PARAMETER, dtype=np.int8)
-        solution = Solution(
-            np.full((rows, n), np.nan), np.full((rows, m), np.nan), np.full((rows, m), np.nan), status, np.zeros(rows, dtype=np.int64)
-        )
-        quality = Residuals(*(np.full(rows, np.nan) for _ in range(4)))
-        if valid.any():
-            good = ConeProgram(*(np.ascontiguousarray(a[valid]) for a in vars(settled.program).values()))
-            raw = solver.solve(self.pattern, good, start)
-            polished, judged = judge(self.kkt, good, raw, solver.tolerance)
-            for name, array in vars(solution).items():
-                array[valid] = getattr(polished, name)
-            for name, array in vars(quality).items():
-                array[valid] = getattr(judged, name)
+        whole = bool(valid.all())
+        good = settled.program if whole else take(settled.program, valid)
+        solution, quality = judge(self.kkt, good, solver.solve(self.pattern, good, start), solver.tolerance)
+        if not whole:
+            solution, quality = spread(solution, valid, np.nan), spread(quality, valid, np.nan)
+            solution.status[~valid] = Status.INVALID_PARAMETER
+        status = solution.status
         if settled.missing is not None:
             solution.s[settled.missing] = np.inf
-        objective = np.where(status <= Status.INACCURATE, quality.objective, np.nan)
-        objective[status == Status.PRIMAL_INFEASIBLE] = np.inf
-        objective[status == Status.DUAL_INFEASIBLE] = -np.inf
-        warm = np.zeros(rows, dtype=bool)
+        objective = np.where(status <= OK, quality.objective, np.nan)
+        objective[status == PRIMAL_INFEASIBLE] = np.inf
+        objective[status == DUAL_INFEASIBLE] = -np.inf
+        warm = np.zeros(len(status), dtype=bool)
         if start is not None:
             warm[valid] = np.isfinite(start.x).all(axis=1)
         info = Info(
@@ -159,7 +154,7 @@ class ConicLayer:
         return self._differentiate(adjoint.vjp, program, solution, cotangent, warn=False)[1]
 
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, direction: Any, *, warn: bool = True) -> Any:
-        good = solution.status <= Status.INACCURATE
+        good = solution.status <= OK
         settled, _ = self._settle_data(program, ~good)
         if settled.missing is not None:
             solution = replace(solution, s=np.where(settled.missing, 1.0, solution.s))
@@ -212,7 +207,7 @@ class ConicLayer:
             )
         if not solver.warm_start:
             return None
-        cold = ~(info.status.reshape(-1, 1) <= Status.INACCURATE)
+        cold = ~(info.status.reshape(-1, 1) <= OK)
         x, y, s = (
             np.where(cold, np.nan, a.reshape(len(cold), a.shape[-1]))[valid] for a in (info.solution.x, info.solution.y, info.solution.s)
         )
@@ -232,7 +227,7 @@ class ConicLayer:
 
     def _broadcast(self, P: Any, q: Any, A: Any, b: Any) -> tuple[ConeProgram, tuple[int, ...]]:
         pattern = self.pattern
-        arrays = [np.asarray(a, dtype=np.float64) for a in (P, q, A, b)]
+        arrays = [np.asarray(a, dtype=np.float64, order="C") for a in (P, q, A, b)]
         names, widths = ("P", "q", "A", "b"), (pattern.nnzP, pattern.n, pattern.nnzA, pattern.m)
         for name, width, array in zip(names, widths, arrays, strict=True):
             if array.ndim == 0 or array.shape[-1] != width:

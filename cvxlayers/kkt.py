@@ -156,9 +156,10 @@ class KKT:
             better = (left < residual[unclean] / 2) & (np.max(abs(second), axis=1) <= limit[unclean])
             z[unclean[better]], residual[unclean[better]] = second[better], left[better]
         fallback = (~(residual <= TRUSTED) | (np.max(abs(z), axis=1, initial=0.0) > limit)) & np.isfinite(peak)
-        for row in np.flatnonzero(fallback):
-            z[row] = self._least_squares.solve(values[row, self._full], unit[row])
-        residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback])
+        if fallback.any():
+            for row in np.flatnonzero(fallback):
+                z[row] = self._least_squares.solve(values[row, self._full], unit[row])
+            residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback])
         return Solved(z * peak[:, None], residual, fallback)
 
     def _refined(self, scaled: np.ndarray, rhs: np.ndarray, regularization: float) -> np.ndarray:

@@ -75,6 +75,9 @@ class Layer:
         self._exponential = np.repeat([v.exp for v in self.canonical.variables], [v.size for v in self.canonical.variables])
         self._constant = self.canonical.M[:, [-1]].toarray().T
         self._missing = self._may_be_missing()
+        pattern = self.canonical.pattern
+        edges = np.cumsum([0, pattern.nnzP, pattern.n, pattern.nnzA, pattern.m, 1]).tolist()
+        self._parts = [slice(*ends) for ends in zip(edges, edges[1:], strict=False)]
         self._RT = self.canonical.R.T.tocsr()
         self._maps: dict[tuple[int, ...], tuple[sp.csr_matrix, sp.csr_matrix]] = {}
 
@@ -227,9 +230,7 @@ class Layer:
         return total
 
     def _split_program(self, stacked: np.ndarray) -> tuple[ConeProgram, np.ndarray]:
-        pattern = self.canonical.pattern
-        edges = np.cumsum([pattern.nnzP, pattern.n, pattern.nnzA, pattern.m])
-        P, q, A, b, constant = np.split(stacked, edges, axis=1)
+        P, q, A, b, constant = (stacked[:, part] for part in self._parts)
         return ConeProgram(P, q, A, b), constant[:, 0]
 
     def _map(self, which: tuple[int, ...]) -> tuple[sp.csr_matrix, sp.csr_matrix]:

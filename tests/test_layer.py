@@ -26,7 +26,8 @@ from cvxlayers import GradientWarning, Status, diagnose
 from cvxlayers.cones import NonNegative, Product, SecondOrder, Zero
 from cvxlayers.conic import ConicLayer
 from cvxlayers.layer import Layer, Options
-from cvxlayers.program import Pattern
+from cvxlayers.products import Products, residuals
+from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.torch import CvxpyLayer
 from tests.problems import CASES as PROBLEMS
 
@@ -304,35 +305,64 @@ def dense_residuals(P, A, q, b, x, y, s, distances) -> tuple[float, float, float
     return primal, dual, abs(sum(parts)) / (1 + max(map(abs, parts)))
 
 
+@dataclass(frozen=True)
+class Dense:
+    """One pattern, three rows of data, as dense matrices."""
+
+    P: np.ndarray
+    A: np.ndarray
+    q: np.ndarray
+    b: np.ndarray
+    pattern: Pattern
+
+    @property
+    def program(self) -> ConeProgram:
+        ones = np.ones((3, 1))
+        return ConeProgram(ones * self.P.T[np.tril_indices(4)], self.q, ones * self.A.T.ravel(), self.b)  # P: its upper triangle by columns
+
+
+def dense_program() -> Dense:
+    rng, n, rows = np.random.default_rng(0), 4, 3
+    F, A = rng.standard_normal((n, n)), rng.standard_normal((7, n)) * 10.0 ** rng.uniform(-2, 2, (7, 1))
+    pattern = Pattern.of(F @ F.T, A, Product((Zero(1), NonNegative(3), SecondOrder(3))))
+    slack = np.concatenate([np.zeros((rows, 1)), rng.random((rows, 3)), [[2, 0.5, 0.5]] * rows], axis=1)
+    return Dense(F @ F.T, A, rng.standard_normal((rows, n)), rng.standard_normal((rows, n)) @ A.T + slack, pattern)
+
+
+def distance(v: np.ndarray, dual: bool = False) -> float:
+    """The largest entry of the step from v to the cone {0} x R+^3 x second-order cone, or to its dual."""
+    t, u = v[4], np.linalg.norm(v[5:])
+    cone = 0.0 if u <= t else np.abs(v[4:]).max()
+    if abs(t) < u:
+        middle = (u + t) / 2
+        cone = max(abs(t - middle), np.abs(v[5:] * (1 - middle / u)).max())
+    return max(0.0 if dual else abs(v[0]), (-v[1:4]).max(), cone)
+
+
 @pytest.mark.parametrize("solver", ["SCS", "CLARABEL"])
 def test_residuals_are_those_of_the_unscaled_data(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else nothing but rounding is left to compare
-    rng, n, rows = np.random.default_rng(0), 4, 3
-    F, A = rng.standard_normal((n, n)), rng.standard_normal((7, n)) * 10.0 ** rng.uniform(-2, 2, (7, 1))
-    P = F @ F.T
-    pattern = Pattern.of(P, A, Product((Zero(1), NonNegative(3), SecondOrder(3))))
-    x0, slack = rng.standard_normal((rows, n)), np.concatenate([np.zeros((rows, 1)), rng.random((rows, 3)), [[2, 0.5, 0.5]] * rows], axis=1)
-    q, b = rng.standard_normal((rows, n)), x0 @ A.T + slack
-    upper = np.triu_indices(n)
-    stored = P.T[np.tril_indices(n)]  # the upper triangle by columns
-    assert len(upper[0]) == pattern.nnzP
-    layer: Any = ConicLayer(pattern, solver, {"eps": 1e-4})
-    (x, y, s), info = layer(stored, q, A.T.ravel(), b, return_info=True)
-
-    def distances(v: np.ndarray, dual: bool = False) -> float:
-        t, u = v[4], np.linalg.norm(v[5:])
-        cone = 0.0 if u <= t else (np.hypot(t, u) if u <= -t else (u - t) / np.sqrt(2))
-        projected = (u + t) / 2
-        if abs(u) > abs(t):  # the distance in the largest entry, entry by entry
-            cone = max(abs(t - projected), np.abs(v[5:] * (1 - projected / u)).max())
-        return max(0.0 if dual else abs(v[0]), (-v[1:4]).max(), cone, 0.0)
-
-    for row in range(rows):
-        wanted = dense_residuals(P, A, q[row], b[row], x[row], y[row], s[row], distances)
+    dense = dense_program()
+    layer: Any = ConicLayer(dense.pattern, solver, {"eps": 1e-4})
+    (x, y, s), info = layer(*vars(dense.program).values(), return_info=True)
+    for row in range(3):
+        wanted = dense_residuals(dense.P, dense.A, dense.q[row], dense.b[row], x[row], y[row], s[row], distance)
         got = info.primal_residual[row], info.dual_residual[row], info.gap[row]
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-14)  # rounding in the terms, which are of size one
-        np.testing.assert_allclose(info.objective[row], x[row] @ P @ x[row] / 2 + q[row] @ x[row], rtol=1e-10)
+        np.testing.assert_allclose(info.objective[row], x[row] @ dense.P @ x[row] / 2 + dense.q[row] @ x[row], rtol=1e-10)
     assert max(info.dual_residual.max(), info.primal_residual.max()) > 1e-10, "too accurate: only rounding was compared"
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_residuals_of_points_that_are_far_from_optimal_and_outside_the_cones(size: float) -> None:
+    dense, rng = dense_program(), np.random.default_rng(1)
+    for _ in range(20):
+        x, y, s = (size * rng.standard_normal((3, width)) for width in (4, 7, 7))
+        y[0, :4] = y[1, 4:] = s[1, :4] = 0.0  # each part outside its cone alone, too
+        found = residuals(Products.of(dense.pattern), dense.program, x, y, s)
+        for row in range(3):
+            wanted = dense_residuals(dense.P, dense.A, dense.q[row], dense.b[row], x[row], y[row], s[row], distance)
+            np.testing.assert_allclose((found.primal[row], found.dual[row], found.gap[row]), wanted, rtol=1e-10)
 
 
 # ---- dtypes, devices, kinds of input ----

@@ -3,17 +3,18 @@
 A solver takes a batch of programs that share one pattern, minimize 1/2 x'Px + q'x subject to Ax + s = b, s in K, and returns (x, y, s)
 with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Five exist, one file each:
 
-- ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives, about 1e-9 accurate. The default.
-- ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small and dense.
+- ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives. The default.
+- ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small or dense.
 - ``SCS`` (SCS): operator splitting, every cone, quadratic objectives. The one with a warm start, and the one for very large programs;
   its accuracy costs iterations.
-- ``ECOS`` (ECOS, GPL; ``pip install cvxlayers[ecos]``): interior points for linear, second-order and exponential cones.
-- ``DIFFCP`` (``pip install cvxlayers[diffcp]``): the forward solve of diffcp, to repeat results obtained with it.
+- ``ECOS`` (ECOS, GPL; the extra ``ecos``): interior points for linear, second-order and exponential cones.
+- ``DIFFCP`` (the extra ``diffcp``): the forward solve of diffcp, to repeat results obtained with it.
 
 Say nothing and `choose` decides, from the pattern alone. Say ``solver="SCS"`` (any case, or CVXPY's constants) to decide yourself, and
 pass the solver's own options by ``solver_args``, or these that every solver understands: ``eps`` (its tolerance), ``max_iters`` (its
 limit), ``n_jobs_forward`` (threads over the rows of a batch), ``solve_method`` (a solver's name), ``verbose``.
-ECOS and DIFFCP know no quadratic objective: programs for them must be written with linear objectives over second-order cones.
+ECOS and DIFFCP know no quadratic objective: a CvxpyLayer built for one of them turns quadratic terms into second-order cones, so name
+them when the layer is built, not in a call.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def find(name: str) -> type[Solver]:
         module = import_module(f"{__name__}.{key.lower()}")
     except ModuleNotFoundError as error:
         package, extra = str(error.name).partition(".")[0], f"cvxlayers[{key.lower()}]"
-        raise ImportError(f"solver {key!r} needs the package {package!r}; pip install {extra}", name=error.name) from error
+        raise ImportError(f"solver {key!r} needs the package {package!r}: install the extra {extra}", name=error.name) from error
     return getattr(module, REGISTRY[key])
 
 
@@ -94,9 +95,9 @@ def choose(pattern: Pattern) -> str:
     """The name of the solver for a pattern: from its cones, sizes and density alone, so that a batch is solved as its rows are."""
     if not pattern.cone.kinds <= {Zero, NonNegative}:
         return "CLARABEL"
-    # Measured, time of Clarabel over time of DAQP: dense QPs 3 at n = 10, 14 at 30, 12 to 43 at 100, 20 at 400; dense LPs 4 to 13 up to
-    # n = 400. With a tenth of the entries 3 to 7 for QPs but 0.6 for an LP at n = 400. Where structure leaves a few entries per row:
-    # simplex 1.7 at n = 20, 0.6 at 100, 0.04 at 400; total variation 1.4 at 19, 0.8 at 49.
+    # Measured by benchmarks/choose_solver.py, time of Clarabel over time of DAQP: dense QPs 2.7 at n = 10, 9 at 30, 16 at 100, 8 at 400;
+    # dense LPs 2 to 6. With a tenth of the entries 1.3 to 3.7 for QPs, but 0.8 to 0.3 for LPs from n = 100 on. Where structure leaves a
+    # few entries per row: simplex 1.5 at n = 30, 0.6 at 100, 0.04 at 400; total variation 1.4 at n = 10, 0.7 at 30.
     small = pattern.n <= 40 and pattern.m <= 160
     dense = pattern.n <= 400 and pattern.m <= 1600 and pattern.nnzA >= 0.15 * pattern.n * pattern.m > 0
     return "DAQP" if small or dense else "CLARABEL"
