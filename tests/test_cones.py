@@ -2,8 +2,11 @@
 
 import warnings
 
+import jax
 import numpy as np
 import pytest
+import torch
+from mpmath import mp
 
 from cvxlayers.cones import Cone, Dual, Exponential, Free, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero
 
@@ -224,7 +227,6 @@ def test_batch_axes_lead(cone, batch):
 
 @every_cone
 def test_torch_agrees(cone):
-    torch = pytest.importorskip("torch")
     v, w = points(cone, 30, decades=3), points(cone, 30, 1)
     results = outputs(cone, torch.from_numpy(v), torch.from_numpy(w))
     assert all(result.dtype == torch.float64 for result in results)
@@ -235,7 +237,6 @@ def test_torch_agrees(cone):
 def test_jax_agrees():
     """Compiled, which proves that no branch depends on values; one cone that holds all classes, as compiling takes seconds."""
     cone = Product((NonNegative(2), SecondOrder(3), SecondOrder(3), Semidefinite(3), Exponential(), Power(0.3).dual(), Zero(1), Free(1)))
-    jax = pytest.importorskip("jax")
     v, w = points(cone, 30, decades=3), points(cone, 30, 1)
     with jax.enable_x64(True):
         results = jax.jit(lambda v, w: outputs(cone, v, w))(jax.numpy.asarray(v), jax.numpy.asarray(w))
@@ -316,7 +317,6 @@ def test_close_to_cone_and_polar(cone, distance):
 
 def bisect_exponential(v: np.ndarray) -> tuple[np.ndarray, float]:
     """Projection and middle eigenvalue by bisection in 50 digits, for v outside the cone and its polar, x > 0 or y > 0."""
-    mp = pytest.importorskip("mpmath").mp
     with mp.workdps(50):
         x, y, z = (mp.mpf(float(value)) for value in v)
 

@@ -137,11 +137,12 @@ def test_rows_at_the_iteration_limit(solver: str) -> None:
     size = 10.0 ** rng.uniform(-3, 4, (16, 1))
     p, lower, slope = size * rng.standard_normal((16, 2)), -size * rng.random((16, 2)), rng.random(16) + 0.1
     values = [p, lower, lower + size * rng.random((16, 2)), slope]
-    most, mixed = call(box(solver), values)[2].iterations.max(), 0
-    for limit in np.unique(np.geomspace(2, most, 12).astype(int)):
-        options = {"solver_args": {"max_iters": int(limit)}}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", InaccurateWarning)
+    mixed = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InaccurateWarning)
+        most = call(box(solver), values)[2].iterations.max()
+        for limit in np.unique(np.geomspace(2, most, 12).astype(int)):
+            options = {"solver_args": {"max_iters": int(limit)}}
             limited = call(box(solver), values, **options)
             status = limited[2].status
             failed, solved = np.flatnonzero(status > Status.INACCURATE).tolist(), np.flatnonzero(status <= Status.INACCURATE).tolist()

@@ -75,4 +75,4 @@ def test_an_installation_without_extras_solves_and_differentiates(tmp_path: Path
     unsolved = subprocess.run(
         [python, "-c", "from cvxlayers import solvers; solvers.find('ECOS')"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "needs the package 'ecos'; pip install cvxlayers[ecos]" in unsolved.stderr
+    assert "needs the package 'ecos'" in unsolved.stderr and "cvxlayers[ecos]" in unsolved.stderr

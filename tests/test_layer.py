@@ -431,6 +431,12 @@ def test_plain_values_take_the_widest_dtype_among_the_tensors() -> None:
         np.testing.assert_allclose(x.double(), want, atol=torch.finfo(dtype).eps)
 
 
+def test_a_layer_without_parameters_has_the_default_dtype() -> None:
+    x = cp.Variable(2)
+    (out,), info = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - 1))), [], [x])(return_info=True)
+    assert out.dtype == torch.get_default_dtype() and out.tolist() == [1, 1] and info.status.shape == ()
+
+
 def test_gradients_reach_tensors_in_their_own_dtype_and_layout() -> None:
     p = draw("ridge_regression", (4,))
     A = p[0].float().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_()  # not contiguous

@@ -45,7 +45,7 @@ def find(name: str) -> type[Solver]:
         module = import_module(f"{__name__}.{key.lower()}")
     except ModuleNotFoundError as error:
         package, extra = str(error.name).partition(".")[0], f"cvxlayers[{key.lower()}]"
-        raise ImportError(f"solver {key!r} needs the package {package!r}: install the extra {extra}", name=error.name) from error
+        raise ImportError(f"solver {key!r} needs the package {package!r}; pip install {extra}", name=error.name) from error
     return getattr(module, REGISTRY[key])
 
 
