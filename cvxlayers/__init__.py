@@ -13,9 +13,12 @@ The floors, from the ground up (imports point downward only):
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cvxlayers.errors import GradientWarning, InaccurateWarning, SolverError, Status
+
+if TYPE_CHECKING:
+    from cvxlayers.report import diagnose
 
 __version__ = "0.1.0"
 

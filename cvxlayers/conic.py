@@ -9,7 +9,6 @@ itself is never the last word.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from cvxlayers import adjoint, failures, solvers
 from cvxlayers.adjoint import Certificate
 from cvxlayers.cones import NonNegative
-from cvxlayers.errors import Status
+from cvxlayers.errors import Status, warn
 from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
@@ -218,11 +217,7 @@ class ConicLayer:
         fresh = [name for name in ignored if name not in self._warned]
         if fresh:
             self._warned.update(fresh)
-            warnings.warn(
-                f"solver_args {', '.join(map(repr, fresh))} mean nothing to solver {solver.name!r} and are ignored",
-                FutureWarning,
-                stacklevel=3,
-            )
+            warn(f"solver_args {', '.join(map(repr, fresh))} mean nothing to solver {solver.name!r} and are ignored", FutureWarning)
         return solver
 
     def _broadcast(self, P: Any, q: Any, A: Any, b: Any) -> tuple[ConeProgram, tuple[int, ...]]:

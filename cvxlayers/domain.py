@@ -67,7 +67,7 @@ class Domain:
             if broken.any():
                 yield broken, f"a difference of {gap[broken][0]:.2g} between S and S'", "a symmetric (Hermitian) matrix"
             if self.definite:
-                shift = (slack * np.linalg.norm(finite, axis=(-2, -1)))[:, None, None] + np.finfo(float).tiny
+                shift = (min(slack, 1e-3) * np.linalg.norm(finite, axis=(-2, -1)))[:, None, None] + np.finfo(float).tiny
                 tested = self.definite * (finite + adjoint) / 2 + shift * np.eye(value.shape[-1])
                 broken = ~np.array([_has_cholesky(tested[row]) for row in range(rows)], dtype=bool)
                 if broken.any():

@@ -164,7 +164,8 @@ def draw(
     for offset, row, label in ((-0.2, 0, "$\\ell_1$"), (0.2, 1, "$\\ell_2$")):
         axes[1].bar(places + offset, learned[row].exp().numpy(), 0.4, label=label)
     axes[1].set(yscale="log", xticks=places, xticklabels=names, ylabel="penalty", title="learned penalties")
-    axes[1].legend()
+    axes[1].set_ylim(top=10 * axes[1].get_ylim()[1])  # room for the legend
+    axes[1].legend(loc="upper center", ncols=2)
     axes[2].bar(places - 0.2, plain, 0.4, color="tab:gray", label="plain")
     axes[2].bar(places + 0.2, w, 0.4, color="tab:blue", label="learned")
     axes[2].set(xticks=places, xticklabels=names, ylabel="coefficient (standardized features)", title="coefficients")

@@ -1,6 +1,7 @@
 """The laws of cvxlayers/cones/base.py, for every cone: one row in CONES per cone, one test per law."""
 
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -338,7 +339,7 @@ def bisect_exponential(v: np.ndarray) -> tuple[np.ndarray, float]:
         mu = m * mp.exp(-rho)
         g = mp.matrix([e, e * (1 - rho), -1])
         H = mp.eye(3) + mu * e * t * mp.matrix([[1, -rho, 0], [-rho, rho**2, 0], [0, 0, 0]])
-        system = mp.zeros(4)
+        system: Any = mp.zeros(4)
         system[:3, :3] = H
         for i in range(3):
             system[i, 3] = system[3, i] = g[i]
