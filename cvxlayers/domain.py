@@ -54,6 +54,10 @@ class Domain:
                 extreme = (value.min if sign > 0 else value.max)(axis=axes)[broken][0]
                 limit = f"{float(np.ravel(bound)[0]):g}" if np.size(bound) == 1 else "its bound"
                 yield broken, f"{extreme:g}", f"{word} {limit}"
+        if self.imaginary:
+            broken = (value.real != 0).any(axis=axes)
+            if broken.any():
+                yield broken, "a nonzero real part", "imaginary numbers"
         if self.support is not None:
             broken = (value[:, ~self.support] != 0).any(axis=1)
             if broken.any():

@@ -27,6 +27,8 @@ def check_policy(on_failure: str) -> None:
 def settle(info: Info, on_failure: str, complaints: Mapping[int, str] | None = None) -> None:
     """Raise or warn for rows that did not end SOLVED; ``complaints`` tells, by flat row, what was wrong with its parameters."""
     status = info.status.reshape(-1)
+    if not status.any():
+        return
     failed = np.flatnonzero(status > Status.INACCURATE)
     if len(failed) and on_failure == "raise":
         raise SolverError(describe(info, failed, complaints or {}), failed.tolist(), [Status(int(status[i])) for i in failed])

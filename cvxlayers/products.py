@@ -110,7 +110,7 @@ def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.nda
 
 
 def _peak(v: np.ndarray) -> np.ndarray:
-    return np.max(abs(v), axis=-1, initial=0.0)
+    return abs(v).max(axis=-1, initial=0.0)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

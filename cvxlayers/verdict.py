@@ -10,11 +10,13 @@ from cvxlayers.kkt import KKT
 from cvxlayers.products import Residuals, residuals
 from cvxlayers.program import ConeProgram, Solution, take
 
-SOLVED = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
+ACCURATE = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
 REDUCED = 1e-4  # residuals up to this make it INACCURATE, beyond it the row has failed
 POLISHED = 1e-13  # residuals below this are left alone
 POLISHING = 4  # Newton steps at most: linear constraints need one, curved cones converge quadratically from the second on
 DIVERGED = 1e-2  # a residual beyond this after a Newton step: the start was outside the region of convergence
+
+SOLVED, INACCURATE, NUMERICAL_ERROR = int(Status.SOLVED), int(Status.INACCURATE), int(Status.NUMERICAL_ERROR)
 
 
 def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tuple[Solution, Residuals]:
@@ -23,22 +25,23 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
     ``tolerance`` is what the solver was asked for. A row that the solver gave up (infeasible, a limit reached) keeps the solver's word
     and its last iterate; only a claim to have solved the row is put to the test.
     """
-    claimed = raw.status <= Status.INACCURATE
+    claimed = raw.status <= INACCURATE
     usable = claimed & np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
     x, y, s = (np.where(usable[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
-    best = Solution(x, y, s, raw.status, raw.iterations)
-    found = residuals(kkt.products, program, best.x, best.y, best.s)
+    best = Solution(x, y, s, np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
+    found = residuals(kkt.products, program, x, y, s)
     polish(kkt, program, best, found, usable)
 
-    solved = max(SOLVED, 10 * tolerance)
-    status = np.full(len(usable), Status.NUMERICAL_ERROR, dtype=np.int8)
-    status[found.worst <= max(REDUCED, solved)] = Status.INACCURATE
-    status[found.worst <= solved] = Status.SOLVED
-    status = np.where(usable, status, np.where(claimed, Status.NUMERICAL_ERROR, raw.status)).astype(np.int8)
-    for array in vars(found).values():
-        array[~usable] = np.nan
-    x, y, s = (np.where(usable[:, None], getattr(best, k), getattr(raw, k)) for k in ("x", "y", "s"))
-    return Solution(x, y, s, status, raw.iterations), found
+    solved = max(ACCURATE, 10 * tolerance)
+    worst = found.worst
+    best.status[usable & (worst <= max(REDUCED, solved))] = INACCURATE
+    best.status[usable & (worst <= solved)] = SOLVED
+    if not usable.all():
+        for name in ("x", "y", "s"):
+            getattr(best, name)[~usable] = getattr(raw, name)[~usable]
+        for array in vars(found).values():
+            array[~usable] = np.nan
+    return best, found
 
 
 def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usable: np.ndarray) -> None:
@@ -48,10 +51,10 @@ def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usa
     quadratically, so a step is not judged alone.
     """
     rows = np.flatnonzero(usable & ~(found.worst <= POLISHED))
+    if not len(rows):
+        return
     part, point = take(program, rows), take(best, rows)
     for _ in range(POLISHING):
-        if not len(rows):
-            break
         point = adjoint.newton(kkt, part, point)
         after = residuals(kkt.products, part, point.x, point.y, point.s)
         better = after.worst < found.worst[rows]
@@ -61,3 +64,5 @@ def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usa
             array[rows[better]] = getattr(after, name)[better]
         going = (after.worst > POLISHED) & (after.worst < DIVERGED)
         rows, part, point = rows[going], take(part, going), take(point, going)
+        if not len(rows):
+            break

@@ -27,6 +27,7 @@ def skew(gap: float) -> np.ndarray:
 PROMISES = {
     "numbers": ({}, [0.0, 1.0], [0.0, np.nan], WIDE, "nan", "numbers"),
     "complex numbers": ({}, [1j, 0], [1j, complex(0, np.nan)], WIDE, "nan", "numbers"),
+    "imaginary": ({"imaginary": True}, [1j, 0], [1j, 1 + 1j], WIDE, "a nonzero real part", "imaginary numbers"),
     "nonnegative": ({"lower": np.array(0.0)}, [0.0, 1.0], [3.0, -2.0], WIDE, "-2", "at least 0"),
     "nonnegative but for rounding": ({"lower": np.array(0.0)}, [-1e-9, 1.0], [-2e-8, 1.0], WIDE, "-2e-08", "at least 0"),
     "nonnegative in single precision": ({"lower": np.array(0.0)}, [-1e-7, 1.0], [-1e-5, 1.0], SINGLE, "-1e-05", "at least 0"),
