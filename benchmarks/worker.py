@@ -62,7 +62,7 @@ class Side:
 
     def overhead(self, calls: int) -> dict[str, float]:
         """Wall milliseconds of a call, and of the bare solver on the same program; ours only. The three are measured in turns."""
-        from cvxlayers.layer import Options
+        from cvxlayers.host import Options
 
         core = self.layer.core
         program = core.program(core.forward([t.detach() for t in self.tensors], Options())[2])

@@ -22,7 +22,7 @@ import numpy as np
 
 from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, Solved
-from cvxlayers.program import ConeProgram, Solution, join, take
+from cvxlayers.program import ConeProgram, Pattern, Solution, join, take
 
 REACH = 1e-3  # a Newton step longer than this, relative to 1 + |v|, follows a null direction: the minimum-norm step is taken
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
@@ -68,6 +68,32 @@ def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram
     return join([s for s, _ in parts]), join([c for _, c in parts])
 
 
+def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> Solution:
+    """The second derivative of (x, y, s) along two tangents, bilinear and symmetric in them.
+
+    With (dx_i, dv_i) the first derivatives and c the second derivative of Pi_K* at v along dv_1 and dv_2,
+
+        K [ddx; t] = [-(dP1 dx2 + dP2 dx1 + dA1'dy2 + dA2'dy1 + A'c); diag(sqrt d) U' r],   r = -(dA1 dx2 + dA2 dx1 + c),
+
+    ddy = U diag(sqrt d) t + c, dds = r - A ddx + c. Raises ValueError where the cone's projection has no second derivative.
+    """
+    parts = [_second_jvp(kkt, *(take(r, rows) for r in (program, solution, one, two))) for rows in kkt.chunks(len(program.q))]
+    return join(parts)
+
+
+def second_vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
+    """The derivative along ``tangent`` of what `vjp` makes of ``cotangent``: a row of second derivatives of cotangent'(x, y, s).
+
+    With u and w of the vjp, dot the derivative along the tangent, and c that of Pi_K*'s derivative applied to gy + gs - A u - w,
+
+        K [u.; t] = [A'c - dP u - dA'w; diag(sqrt d) U'(c - dA u)],   w. = U diag(sqrt d) t - c.
+
+    Raises ValueError where the cone's projection has no second derivative.
+    """
+    parts = [_second_vjp(kkt, *(take(r, rows) for r in (program, solution, cotangent, tangent))) for rows in kkt.chunks(len(program.q))]
+    return join(parts)
+
+
 def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary."""
     parts = [_newton(kkt, take(program, rows), take(solution, rows)) for rows in kkt.chunks(len(program.q))]
@@ -75,17 +101,11 @@ def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
 
 
 def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
-    pattern = kkt.pattern
     derivative, margin = _linearize(kkt, solution)
     top = cotangent.x - kkt.products.AT(program.A, cotangent.s)
     solved, u, w = _solve(kkt, program, derivative, top, cotangent.y)
     w = w + cotangent.s
-    x, y = solution.x, solution.y
-    rows, columns = pattern.P_indices, pattern.P_columns
-    dP = -(u[:, rows] * x[:, columns] + x[:, rows] * u[:, columns]) * np.where(rows == columns, 0.5, 1.0)
-    rows, columns = pattern.A_indices, pattern.A_columns
-    dA = -(y[:, rows] * u[:, columns] + w[:, rows] * x[:, columns])
-    return ConeProgram(dP, -u, dA, w), Certificate(solved.residual, solved.fallback, margin)
+    return _outer(kkt.pattern, solution.x, solution.y, u, w), Certificate(solved.residual, solved.fallback, margin)
 
 
 def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
@@ -109,6 +129,39 @@ def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
     return Solution(x + dx, y, y - v, solution.status, solution.iterations)
+
+
+def _second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> Solution:
+    products, derivative = kkt.products, _linearize(kkt, solution)[0]
+    (first, _), (other, _) = _jvp(kkt, program, solution, one), _jvp(kkt, program, solution, two)
+    c = kkt.dual_cone.second(solution.y - solution.s, first.y - first.s, other.y - other.s)
+    bottom = -(products.A(one.A, other.x) + products.A(two.A, first.x) + c)
+    top = products.P(one.P, other.x) + products.P(two.P, first.x) + products.AT(one.A, other.y) + products.AT(two.A, first.y)
+    _, ddx, ddy = _solve(kkt, program, derivative, -(top + products.AT(program.A, c)), bottom)
+    return Solution(ddx, ddy + c, bottom - products.A(program.A, ddx) + c)
+
+
+def _second_vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
+    products, derivative = kkt.products, _linearize(kkt, solution)[0]
+    _, u, w = _solve(kkt, program, derivative, cotangent.x - products.AT(program.A, cotangent.s), cotangent.y)
+    w = w + cotangent.s
+    moved, _ = _jvp(kkt, program, solution, tangent)
+    inner = cotangent.y + cotangent.s - products.A(program.A, u) - w
+    c = kkt.dual_cone.second(solution.y - solution.s, moved.y - moved.s, inner)
+    top = products.AT(program.A, c) - products.P(tangent.P, u) - products.AT(tangent.A, w)
+    _, du, dw = _solve(kkt, program, derivative, top, c - products.A(tangent.A, u))
+    one = _outer(kkt.pattern, solution.x, solution.y, du, dw - c)
+    two = _outer(kkt.pattern, moved.x, moved.y, u, w)
+    return ConeProgram(one.P + two.P, one.q, one.A + two.A, one.b)
+
+
+def _outer(pattern: Pattern, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray) -> ConeProgram:
+    """dP = -(u x' + x u')/2, dq = -u, dA = -(y u' + w x'), db = w, on the stored entries."""
+    rows, columns = pattern.P_indices, pattern.P_columns
+    dP = -(u[:, rows] * x[:, columns] + x[:, rows] * u[:, columns]) * np.where(rows == columns, 0.5, 1.0)
+    rows, columns = pattern.A_indices, pattern.A_columns
+    dA = -(y[:, rows] * u[:, columns] + w[:, rows] * x[:, columns])
+    return ConeProgram(dP, -u, dA, w)
 
 
 def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:

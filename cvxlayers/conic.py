@@ -142,36 +142,53 @@ class ConicLayer:
 
         The equations stand in `cvxlayers.adjoint`. Issues a GradientWarning that names rows whose derivative is not an ordinary one.
         """
-        return self._differentiate(adjoint.vjp, program, solution, cotangent)
+        gradient, certificate = self._differentiate(adjoint.vjp, program, solution, cotangent)
+        return gradient, certificate
 
     def jvp(self, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
         """Push a tangent of (P, q, A, b) forward to (x, y, s); flat batches (rows, ...). Failed rows get zero."""
-        return self._differentiate(adjoint.jvp, program, solution, tangent)
+        moved, certificate = self._differentiate(adjoint.jvp, program, solution, tangent)
+        return moved, certificate
 
     def certify(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> Certificate:
         """How far the derivative of each row can be trusted for this cotangent, without warning."""
         return self._differentiate(adjoint.vjp, program, solution, cotangent, warn=False)[1]
 
-    def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, direction: Any, *, warn: bool = True) -> Any:
+    def second_vjp(self, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
+        """The derivative along ``tangent`` of what `vjp` makes of ``cotangent``; raises ValueError where the cones have none."""
+        self._check_twice()
+        return self._differentiate(lambda *a: (adjoint.second_vjp(*a),), program, solution, cotangent, tangent, warn=False)[0]
+
+    def second_jvp(self, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> Solution:
+        """The second derivative of (x, y, s) along two tangents; raises ValueError where the cones have none."""
+        self._check_twice()
+        return self._differentiate(lambda *a: (adjoint.second_jvp(*a),), program, solution, one, two, warn=False)[0]
+
+    def _check_twice(self) -> None:
+        lacking = sorted({type(cone).__name__ for cone in self.pattern.cone.cones if not cone.twice})
+        if lacking:
+            raise ValueError(
+                f"programs with {' and '.join(lacking)} cones have no second derivatives here; only zero, nonnegative and second-order "
+                "cones have them"
+            )
+
+    def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
+        """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
         good = solution.status <= OK
         settled, _ = self._settle_data(program, ~good)
-        if settled.missing is not None:
-            solution = replace(solution, s=np.where(settled.missing, 1.0, solution.s))
-            if isinstance(direction, Solution):
-                direction = replace(direction, s=np.where(settled.missing, 0.0, direction.s))
-            else:
-                direction = self._without(direction, settled.missing)
-        if good.all():
-            result, certificate = rule(self.kkt, settled.program, solution, direction)
-        else:
-            result, certificate = rule(self.kkt, take(settled.program, good), take(solution, good), take(direction, good))
-            result = spread(result, good, 0.0)
-            certificate = spread(certificate, good, np.nan)
-        if settled.missing is not None and isinstance(result, ConeProgram):
-            result = self._without(result, settled.missing)
+        missing = settled.missing
+        if missing is not None:
+            solution = replace(solution, s=np.where(missing, 1.0, solution.s))
+            directions = tuple(self._without(direction, missing) for direction in directions)
+        records = (settled.program, solution, *directions)
+        results = rule(self.kkt, *(records if good.all() else (take(record, good) for record in records)))
+        if not good.all():
+            results = tuple(spread(r, good, np.nan if isinstance(r, Certificate) else 0.0) for r in results)
+        if missing is not None:
+            results = (self._without(results[0], missing), *results[1:])
         if warn:
-            failures.warn_gradient(certificate)
-        return result, certificate
+            failures.warn_gradient(results[1])
+        return results
 
     def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[Settled, np.ndarray]:
         """Finite data and the rows (rows,) that have them; a nonnegative row with b = inf becomes 0'x + s = 1."""
@@ -189,10 +206,12 @@ class ConicLayer:
             valid &= ~invalid
         return Settled(program, missing), valid
 
-    def _without(self, program: ConeProgram, missing: np.ndarray) -> ConeProgram:
+    def _without(self, direction: Any, missing: np.ndarray) -> Any:
         """A tangent or cotangent without its part in missing rows."""
-        A = np.where(missing[:, self.pattern.A_indices], 0.0, program.A)
-        return replace(program, A=A, b=np.where(missing, 0.0, program.b))
+        if isinstance(direction, Solution):
+            return replace(direction, s=np.where(missing, 0.0, direction.s))
+        A = np.where(missing[:, self.pattern.A_indices], 0.0, direction.A)
+        return replace(direction, A=A, b=np.where(missing, 0.0, direction.b))
 
     def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray) -> Solution | None:
         if info is None:
@@ -248,3 +267,9 @@ def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
 def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
     """A flat solution in batch shape."""
     return Solution(*(a.reshape(batch + a.shape[1:]) for a in vars(solution).values()))
+
+
+def flattened(solution: Solution, batch: tuple[int, ...]) -> Solution:
+    """A solution in batch shape as a flat one."""
+    rows = int(np.prod(batch))
+    return Solution(*(None if a is None else np.asarray(a).reshape((rows, *a.shape[len(batch) :])) for a in vars(solution).values()))

@@ -55,7 +55,7 @@ class Domain:
                 limit = f"{float(np.ravel(bound)[0]):g}" if np.size(bound) == 1 else "its bound"
                 yield broken, f"{extreme:g}", f"{word} {limit}"
         if self.imaginary:
-            broken = (value.real != 0).any(axis=axes)
+            broken = (np.real(value) != 0).any(axis=axes)
             if broken.any():
                 yield broken, "a nonzero real part", "imaginary numbers"
         if self.support is not None:

@@ -14,25 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from cvxlayers import failures, solvers
+from cvxlayers.affine import Affine
 from cvxlayers.backend import backend_of
-from cvxlayers.cones import NonNegative
-from cvxlayers.conic import ConicLayer, common_batch
+from cvxlayers.conic import ConicLayer, common_batch, flattened
 from cvxlayers.errors import warn
+from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Solution
 
 SPELLING = {"params": "parameters", "out": "variables", "outputs": "variables"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How one call is made: the keyword arguments of a layer's call."""
-
-    solver_args: Mapping[str, Any] | None = None
-    on_failure: str = "raise"
-    warm_start: Info | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class Saved:
     scale: np.ndarray
 
 
-class Layer:
+class Layer(HostMap):
     """A CVXPY problem as a differentiable function of its parameters; the adapters' CvxpyLayer wraps one.
 
     Arguments as in CvxpyLayer. Raises ValueError for problems and arguments that cannot make a layer.
@@ -70,16 +61,12 @@ class Layer:
         quadratic = solvers.find(asked).quadratic if asked is not None else True
         self.canonical = canonicalize(problem, parameters, variables, gp=gp, quadratic=quadratic)
         self.conic = ConicLayer(self.canonical.pattern, solver, solver_args)
-        sizes = [spec.size for spec in self.canonical.parameters]
-        self._starts = np.cumsum([0, *sizes])
+        self.inputs = tuple(Port(spec.name, spec.shape, spec.complex) for spec in self.canonical.parameters)
+        self.outputs = tuple(Port(spec.name, spec.shape, spec.complex) for spec in self.canonical.variables)
+        self._affine = Affine(self.canonical)
+        self._missing = self._affine.may_be_missing()
         self._exponential = np.repeat([v.exp for v in self.canonical.variables], [v.size for v in self.canonical.variables])
-        self._constant = self.canonical.M[:, [-1]].toarray().T
-        self._missing = self._may_be_missing()
-        pattern = self.canonical.pattern
-        edges = np.cumsum([0, pattern.nnzP, pattern.n, pattern.nnzA, pattern.m, 1]).tolist()
-        self._parts = [slice(*ends) for ends in zip(edges, edges[1:], strict=False)]
         self._RT = self.canonical.R.T.tocsr()
-        self._maps: dict[tuple[int, ...], tuple[sp.csr_matrix, sp.csr_matrix]] = {}
 
     def values(self, params: Sequence[Any]) -> list[np.ndarray]:
         """The parameters as NumPy float64 or complex128 arrays; raises ValueError for a wrong count or dtype."""
@@ -113,56 +100,89 @@ class Layer:
         inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
         invalid, complaints = self._check(flat, inputs, resolutions, rows)
 
-        program, constant = self._program(inputs, batched, rows)
+        program, constant = self._affine.program(inputs, batched, rows)
         solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid)
         info = replace(info, objective=self._objective(info.objective, constant.reshape(batch)))
         failures.settle(info, options.on_failure, complaints)
         shown = failures.mask_failed(solution, solution.status, options.on_failure)
-        out = (self.canonical.R @ np.concatenate([shown.x, shown.y], axis=1).T).T
-        scale = np.where(self._exponential, np.exp(np.where(self._exponential, out, 0.0)), 1.0)
-        out = np.where(self._exponential, scale, out)
+        out, scale = self._recover(shown)
         kept = Solution(*(array.copy() for array in vars(solution).values()))  # info.solution is the caller's, who may change it
         return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale)
 
-    def vjp(self, saved: Saved, cotangents: Sequence[np.ndarray | None], needed: Sequence[bool]) -> list[Any]:
+    def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""
-        g = self._join(cotangents, saved) * saved.scale
-        program, _ = self._program(saved.inputs, saved.batched, len(g))
-        pulled = (self._RT @ g.T).T
+        gradient, _ = self.conic.vjp(self.program(saved), saved.solution, self.cotangent(saved, cotangents))
+        return self._pulled(gradient, saved, needed)
+
+    def jvp(self, saved: Saved, tangents: Arrays) -> list[np.ndarray]:
+        """Tangents of the variables from those of the parameters (None: zero), in the shapes of `forward`."""
+        moved, _ = self.conic.jvp(self.program(saved), saved.solution, self._tangent(saved, tangents))
+        return self._pushed(moved, saved)
+
+    def second_vjp(self, saved: Saved, cotangents: Arrays, tangents: Arrays, needed: Sequence[bool]) -> list[Any]:
+        """The derivative along ``tangents`` of what `vjp` makes of ``cotangents``, in its shapes.
+
+        Raises ValueError for geometric programs and for cones whose projection has no second derivative here.
+        """
+        self._check_twice()
+        gradient = self.conic.second_vjp(
+            self.program(saved), saved.solution, self.cotangent(saved, cotangents), self._tangent(saved, tangents)
+        )
+        return self._pulled(gradient, saved, needed)
+
+    def second_jvp(self, saved: Saved, one: Arrays, two: Arrays) -> list[np.ndarray]:
+        """The second derivative of the variables along two tangents of the parameters; raises as `second_vjp`."""
+        self._check_twice()
+        tangents = (self._tangent(saved, one), self._tangent(saved, two))
+        return self._pushed(self.conic.second_jvp(self.program(saved), saved.solution, *tangents), saved)
+
+    def restore(self, params: Sequence[Any], solution: Solution) -> Saved:
+        """What `forward` saved, from its parameters and the Solution (*batch, ...) alone: derivatives need nothing but arrays."""
+        values = self.values(params)
+        batch, batched = self._batch(values)
+        flat = [self._flatten(v, spec.shape) for v, spec in zip(values, self.canonical.parameters, strict=True)]
+        inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
+        solution = flattened(solution, batch)
+        return Saved(inputs, batched, batch, solution, self._recover(solution)[1])
+
+    def cotangent(self, saved: Saved, cotangents: Arrays) -> Solution:
+        """The cotangent of the cone program's solution from those of the variables."""
+        pulled = (self._RT @ (self._join(cotangents, saved) * saved.scale).T).T
         n = self.canonical.pattern.n
         on_x, on_y = np.ascontiguousarray(pulled[:, :n]), np.ascontiguousarray(pulled[:, n:])
-        cotangent = Solution(on_x, on_y, np.zeros_like(on_y))
-        gradient, _ = self.conic.vjp(program, saved.solution, cotangent)
-        stacked = np.concatenate([gradient.P, gradient.q, gradient.A, gradient.b], axis=1)
-        results: list[np.ndarray | None] = [None] * len(saved.inputs)
-        for group in (True, False):
-            which = tuple(k for k in range(len(results)) if needed[k] and saved.batched[k] == group)
-            if which:
-                summed = stacked if group else stacked.sum(axis=0, keepdims=True)
-                _, MT = self._map(which)
-                pulled = (MT @ summed.T).T
-                edges = np.cumsum([self._width(k) for k in which])[:-1]
-                for k, part in zip(which, np.split(pulled, edges, axis=1), strict=True):
-                    results[k] = self._unflatten(part, k, saved)
-        return results
+        return Solution(on_x, on_y, np.zeros_like(on_y))
 
-    def jvp(self, saved: Saved, tangents: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        """Tangents of the variables from those of the parameters (None: zero), in the shapes of `forward`."""
-        rows = len(saved.solution.x)
+    def _tangent(self, saved: Saved, tangents: Arrays) -> ConeProgram:
         given = [k for k, tangent in enumerate(tangents) if tangent is not None]
         inputs = []
         for k in given:
             spec = self.canonical.parameters[k]
             part = _stack(self._flatten(np.asarray(tangents[k]), spec.shape), spec.complex)
             inputs.append(part / np.exp(saved.inputs[k]) if spec.log else part)
-        program, _ = self._split_program(self._apply(tuple(given), tuple(inputs), [saved.batched[k] for k in given], rows))
-        solution, _ = self.conic.jvp(self._program(saved.inputs, saved.batched, rows)[0], saved.solution, program)
-        out = (self.canonical.R @ np.concatenate([solution.x, solution.y], axis=1).T).T
+        return self._affine.push(given, inputs, [saved.batched[k] for k in given], len(saved.solution.x))
+
+    def _pulled(self, gradient: ConeProgram, saved: Saved, needed: Sequence[bool]) -> list[Any]:
+        which = [k for k in range(len(saved.inputs)) if needed[k]]
+        found = self._affine.pull(gradient, which, [saved.batched[k] for k in which])
+        return [self._unflatten(found[k], k, saved) if k in found else None for k in range(len(saved.inputs))]
+
+    def _pushed(self, moved: Solution, saved: Saved) -> list[np.ndarray]:
+        out = (self.canonical.R @ np.concatenate([moved.x, moved.y], axis=1).T).T
         return self._split(out * saved.scale, saved.batch)
+
+    def _recover(self, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
+        """R [x; y], exponentials taken, (rows, outputs), and the derivative of taking them."""
+        out = (self.canonical.R @ np.concatenate([solution.x, solution.y], axis=1).T).T
+        scale = np.where(self._exponential, np.exp(np.where(self._exponential, out, 0.0)), 1.0)
+        return np.where(self._exponential, scale, out), scale
+
+    def _check_twice(self) -> None:
+        if self.canonical.gp:
+            raise ValueError("a geometric program has no second derivatives here; write the problem in the logarithms of its variables")
 
     def program(self, saved: Saved) -> ConeProgram:
         """The flat batch of cone programs behind a call."""
-        return self._program(saved.inputs, saved.batched, len(saved.solution.x))[0]
+        return self._affine.program(saved.inputs, saved.batched, len(saved.solution.x))[0]
 
     def _batch(self, values: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         shapes = []
@@ -180,16 +200,6 @@ class Layer:
         rows = int(np.prod(value.shape[: value.ndim - len(shape)]))
         return value.reshape(rows, *shape)
 
-    def _may_be_missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """The entries of p that may be inf and that may be -inf: those that make some b in a nonnegative row inf, and nothing else."""
-        pattern, entries = self.canonical.pattern, self.canonical.M.tocoo()
-        allowed = np.zeros(self._constant.size, dtype=bool)
-        allowed[-1 - pattern.m : -1] = [isinstance(cone, NonNegative) for cone in pattern.cone.cones for _ in range(cone.dim)]
-        may = np.ones((2, self._starts[-1] + 1), dtype=bool)
-        for sign, row in ((1, 0), (-1, 1)):
-            may[row, entries.col[~(allowed[entries.row] & (sign * entries.data > 0))]] = False
-        return may[0], may[1]
-
     def _check(
         self, flat: Sequence[np.ndarray], inputs: Sequence[np.ndarray], resolutions: Sequence[float], rows: int
     ) -> tuple[np.ndarray | None, dict[int, str]]:
@@ -198,7 +208,7 @@ class Layer:
         for k, (spec, value, resolution) in enumerate(zip(self.canonical.parameters, flat, resolutions, strict=True)):
             found: list[Any] = list(spec.domain.violations(value, resolution))
             if np.isinf(inputs[k]).any():
-                plus, minus = (may[self._starts[k] : self._starts[k + 1]] for may in self._missing)
+                plus, minus = (may[self._affine.starts[k] : self._affine.starts[k + 1]] for may in self._missing)
                 wild = np.isinf(inputs[k]) & ~np.where(inputs[k] > 0, plus, minus)
                 if wild.any():
                     found.append((wild.any(axis=1), f"{inputs[k][wild][0]:g}", "finite numbers"))
@@ -215,31 +225,6 @@ class Layer:
         if spec.log:
             return np.log(np.where(part > 0, part, np.nan))  # rows that are not positive have been marked invalid
         return np.array(part)  # never a view of the caller's memory: what is kept must be the values of this call
-
-    def _program(self, inputs: tuple[np.ndarray, ...], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, np.ndarray]:
-        return self._split_program(self._constant + self._apply(tuple(range(len(inputs))), inputs, batched, rows))
-
-    def _apply(self, which: tuple[int, ...], inputs: tuple[np.ndarray, ...], batched: Sequence[bool], rows: int) -> np.ndarray:
-        """M restricted to the parameters ``which``, applied to their inputs: (rows, outputs of M). Shared inputs are multiplied once."""
-        total = np.zeros((rows, self._constant.size))
-        for group in (False, True):
-            chosen = [i for i in range(len(which)) if batched[i] == group]
-            if chosen:
-                M, _ = self._map(tuple(which[i] for i in chosen))
-                total += (M @ np.concatenate([inputs[i] for i in chosen], axis=1).T).T
-        return total
-
-    def _split_program(self, stacked: np.ndarray) -> tuple[ConeProgram, np.ndarray]:
-        P, q, A, b, constant = (stacked[:, part] for part in self._parts)
-        return ConeProgram(P, q, A, b), constant[:, 0]
-
-    def _map(self, which: tuple[int, ...]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """The columns of M that belong to the parameters ``which``, and their transpose; kept, for a layer sees few combinations."""
-        if which not in self._maps:
-            columns = np.concatenate([np.arange(self._starts[k], self._starts[k + 1]) for k in which])
-            M = self.canonical.M[:, columns].tocsr()
-            self._maps[which] = (M, M[:-1].T.tocsr())
-        return self._maps[which]
 
     def _objective(self, value: np.ndarray, constant: np.ndarray) -> np.ndarray:
         value = value + constant
@@ -258,15 +243,12 @@ class Layer:
             parts.append(np.ascontiguousarray(part).reshape(batch + spec.shape))
         return parts
 
-    def _join(self, cotangents: Sequence[np.ndarray | None], saved: Saved) -> np.ndarray:
+    def _join(self, cotangents: Arrays, saved: Saved) -> np.ndarray:
         rows = len(saved.solution.x)
         parts = []
         for spec, g in zip(self.canonical.variables, cotangents, strict=True):
             parts.append(np.zeros((rows, spec.size)) if g is None else _stack(np.asarray(g).reshape(rows, *spec.shape), spec.complex))
         return np.concatenate(parts, axis=1)
-
-    def _width(self, k: int) -> int:
-        return int(self._starts[k + 1] - self._starts[k])
 
     def _unflatten(self, part: np.ndarray, k: int, saved: Saved) -> np.ndarray:
         spec = self.canonical.parameters[k]

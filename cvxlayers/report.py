@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.layer import Layer, Options
+from cvxlayers.host import Options
+from cvxlayers.layer import Layer
 from cvxlayers.program import Solution
 
 

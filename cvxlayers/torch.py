@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cvxlayers.backend import Backend, backend_of, register
-from cvxlayers.layer import Layer, Options, check_spelling, ignore_legacy
+from cvxlayers.host import Options
+from cvxlayers.layer import Layer, check_spelling, ignore_legacy
 from cvxlayers.program import Info
 
 

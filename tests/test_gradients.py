@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cvxlayers.errors import Status
-from cvxlayers.layer import Layer, Options
+from cvxlayers.host import Options
+from cvxlayers.layer import Layer
 from tests.problems import CASES, PAIRS, Case, cp, inner
 
 
@@ -159,3 +160,54 @@ def test_a_shared_parameter_collects_the_gradients_of_all_rows() -> None:
     tangent = [rng.standard_normal(F.shape), rng.standard_normal(many.shape), np.array(1.0)]
     wide = [np.broadcast_to(tangent[0], (4, 2, *F.shape)), tangent[1], np.broadcast_to(tangent[2], (4, 2))]
     np.testing.assert_allclose(layer.jvp(saved, tangent)[0], layer.jvp(kept, wide)[0], atol=1e-12)
+
+
+TWICE = ("linear_program", "least_squares", "quadratic_program", "second_order_program", "bounded_portfolio")
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", TWICE)
+def test_second_derivatives_equal_finite_differences_of_the_first(name: str, seed: int) -> None:
+    case, layer, rng = case_of(name), layer_of(name), np.random.default_rng(20 + seed)
+    values = case.sample(rng)
+    outputs, _, saved = layer.forward(values, Options())
+    needed = [True] * len(values)
+    one, two = tangent_of(case, values, rng), tangent_of(case, values, rng)
+    cotangents = [rng.standard_normal(o.shape) for o in outputs]
+
+    def at(t: float):
+        return layer.forward([v + t * d for v, d in zip(values, two, strict=True)], Options())[2]
+
+    checks = (
+        (layer.second_vjp(saved, cotangents, two, needed), five_point(lambda t: layer.vjp(at(t), cotangents, needed), 1e-5)),
+        (layer.second_jvp(saved, one, two), five_point(lambda t: layer.jvp(at(t), one), 1e-5)),
+    )
+    for found, wanted in checks:
+        for got, want in zip(found, wanted, strict=True):
+            # first derivatives are exact to about 1e-13 of their size, which the step magnifies
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * (1 + float(np.max(abs(want)))))
+    for got, want in zip(layer.second_jvp(saved, one, two), layer.second_jvp(saved, two, one), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * (1 + float(np.max(abs(want)))))
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(TWICE)))
+def test_second_derivatives_are_refused_where_unknown(name: str) -> None:
+    case, layer = case_of(name), layer_of(name)
+    values = case.sample(np.random.default_rng(0))
+    outputs, _, saved = layer.forward(values, Options())
+    tangents = tangent_of(case, values, np.random.default_rng(1))
+    with pytest.raises(ValueError, match="second derivatives"):
+        layer.second_vjp(saved, outputs, tangents, [True] * len(values))
+    with pytest.raises(ValueError, match="second derivatives"):
+        layer.second_jvp(saved, tangents, tangents)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives_need_nothing_but_arrays(name: str) -> None:
+    case, layer, rng = case_of(name), layer_of(name), np.random.default_rng(6)
+    values = [np.stack(v) for v in zip(case.sample(rng), case.sample(rng), strict=True)]
+    outputs, info, saved = layer.forward(values, Options())
+    again = layer.restore(values, info.solution)
+    cotangents = [rng.standard_normal(o.shape) for o in outputs]
+    for a, b in zip(*(layer.vjp(s, cotangents, [True] * len(values)) for s in (saved, again)), strict=True):
+        assert np.array_equal(a, b)

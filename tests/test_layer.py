@@ -25,7 +25,8 @@ from torch import Tensor
 from cvxlayers import GradientWarning, Status, diagnose
 from cvxlayers.cones import NonNegative, Product, SecondOrder, Zero
 from cvxlayers.conic import ConicLayer
-from cvxlayers.layer import Layer, Options
+from cvxlayers.host import Options
+from cvxlayers.layer import Layer
 from cvxlayers.products import Products, residuals
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.torch import CvxpyLayer

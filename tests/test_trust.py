@@ -13,8 +13,9 @@ from cvxlayers import adjoint
 from cvxlayers.cones import NonNegative, Product, SecondOrder, Zero
 from cvxlayers.conic import ConicLayer
 from cvxlayers.errors import GradientWarning, Status
+from cvxlayers.host import Options
 from cvxlayers.kkt import KKT
-from cvxlayers.layer import Layer, Options
+from cvxlayers.layer import Layer
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.report import diagnose
 from tests.problems import cp

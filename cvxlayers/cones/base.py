@@ -75,6 +75,11 @@ class Cone(ABC):
 
     dim: int
 
+    @property
+    def twice(self) -> bool:
+        """Whether `second` is known."""
+        return False
+
     @abstractmethod
     def project(self, v: Array) -> Array:
         """The point of the cone nearest to v; v and the result are (*batch, dim)."""
@@ -90,3 +95,10 @@ class Cone(ABC):
     @abstractmethod
     def margin(self, v: Array) -> Array:
         """How far v (*batch, dim) is from the nearest kink of `project`: (*batch), zero on a kink, homogeneous of degree one."""
+
+    def second(self, v: Array, a: Array, b: Array) -> Array:
+        """The second derivative of `project` at v along a and b, bilinear and symmetric in them; all (*batch, dim).
+
+        Cones that know it say so by ``twice``. Raises ValueError elsewhere.
+        """
+        raise ValueError(f"the projection on {self} has no second derivative here; only linear and second-order cones have one")

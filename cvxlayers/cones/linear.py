@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from array_api_compat import array_namespace
 
@@ -19,6 +20,7 @@ class Zero(Cone):
     """
 
     dim: int
+    twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_dim(self)
@@ -31,6 +33,9 @@ class Zero(Cone):
 
     def dual(self) -> Free:
         return Free(self.dim)
+
+    def second(self, v: Array, a: Array, b: Array) -> Array:
+        return array_namespace(v).zeros_like(v)
 
     def margin(self, v: Array) -> Array:
         return _infinite(v)
@@ -46,6 +51,7 @@ class Free(Cone):
     """
 
     dim: int
+    twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_dim(self)
@@ -58,6 +64,9 @@ class Free(Cone):
 
     def dual(self) -> Zero:
         return Zero(self.dim)
+
+    def second(self, v: Array, a: Array, b: Array) -> Array:
+        return array_namespace(v).zeros_like(v)
 
     def margin(self, v: Array) -> Array:
         return _infinite(v)
@@ -73,6 +82,7 @@ class NonNegative(Cone):
     """
 
     dim: int
+    twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_dim(self)
@@ -86,6 +96,9 @@ class NonNegative(Cone):
 
     def dual(self) -> NonNegative:
         return self
+
+    def second(self, v: Array, a: Array, b: Array) -> Array:
+        return array_namespace(v).zeros_like(v)
 
     def margin(self, v: Array) -> Array:
         xp = array_namespace(v)

@@ -71,7 +71,15 @@ class Product(Cone):
         return Derivative(_join(v, values), tuple(blocks))
 
     def dual(self) -> Product:
-        return Product(tuple(cone.dual() for cone in self.cones))
+        return self._dual
+
+    @cached_property
+    def twice(self) -> bool:
+        """Whether every cone knows the second derivative of its projection."""
+        return all(cone.twice for cone in self.cones)
+
+    def second(self, v: Array, a: Array, b: Array) -> Array:
+        return _join(v, [cone.second(*(_part(w, cone, start, count) for w in (v, a, b))) for cone, start, count in self._runs])
 
     def margin(self, v: Array) -> Array:
         xp = array_namespace(v)
@@ -90,6 +98,10 @@ class Product(Cone):
             runs.append((cone, start, count))
             start += count * cone.dim
         return tuple(runs)
+
+    @cached_property
+    def _dual(self) -> Product:
+        return Product(tuple(cone.dual() for cone in self.cones))
 
     def __hash__(self) -> int:
         return self._hash

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 from array_api_compat import array_namespace, device
 
@@ -28,6 +29,7 @@ class SecondOrder(Cone):
     """
 
     dim: int
+    twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -58,6 +60,20 @@ class SecondOrder(Cone):
         xp = array_namespace(v)
         t, _, norm = _parts(xp, v)
         return xp.abs(xp.abs(t) - norm)[..., 0]
+
+    def second(self, v: Array, a: Array, b: Array) -> Array:
+        """With r = |z|, u = z/r and h' = h - u u'h: 1/2 a_z'b_z'/r, and a_t b'/2r + b_t a'/2r - t/2r^2 ((u'b) a' + (u'a) b' + u a'b')."""
+        xp = array_namespace(v)
+        t, z, norm = _parts(xp, v)
+        edge = xp.abs(t) < norm
+        r = xp.where(edge, norm, 1.0)
+        unit = z / r
+        (a_t, a_z, _), (b_t, b_z, _) = _parts(xp, a), _parts(xp, b)
+        along_a, along_b = (xp.linalg.vecdot(unit, w)[..., None] for w in (a_z, b_z))
+        across_a, across_b = a_z - along_a * unit, b_z - along_b * unit
+        product = xp.linalg.vecdot(across_a, across_b)[..., None]
+        below = (a_t * across_b + b_t * across_a - t / r * (along_b * across_a + along_a * across_b + product * unit)) / (2 * r)
+        return xp.where(edge, xp.concat([product / (2 * r), below], axis=-1), 0.0)
 
     def _vectors(self, xp, z: Array, norm: Array) -> Array:
         """The orthogonal matrix (*batch, dim, dim) with columns (1, u)/sqrt 2, (1, -u)/sqrt 2, (0, w), ..., (0, w)."""

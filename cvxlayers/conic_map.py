@@ -1,0 +1,103 @@
+"""The cone program as a `HostMap`: what the adapters' ConicLayer wraps, (P, q, A, b) -> (x, y, s)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cvxlayers import failures
+from cvxlayers.backend import backend_of
+from cvxlayers.conic import ConicLayer, common_batch, flattened, shaped
+from cvxlayers.host import Arrays, HostMap, Options, Port
+from cvxlayers.program import ConeProgram, Info, Pattern, Solution
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A flat batch of programs with its solution, and which of P, q, A, b had batch axes."""
+
+    program: ConeProgram
+    solution: Solution
+    batched: tuple[bool, ...]
+    batch: tuple[int, ...]
+
+
+class ConicMap(HostMap):
+    """P (*batch, nnzP), q (*batch, n), A (*batch, nnzA), b (*batch, m) -> x (*batch, n), y (*batch, m), s (*batch, m).
+
+    Arguments as in `cvxlayers.conic.ConicLayer`.
+    """
+
+    def __init__(self, pattern: Pattern, solver: str | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
+        self.conic = ConicLayer(pattern, solver, solver_args)
+        widths = (("P", pattern.nnzP), ("q", pattern.n), ("A", pattern.nnzA), ("b", pattern.m))
+        self.inputs = tuple(Port(name, (width,), False) for name, width in widths)
+        self.outputs = tuple(Port(name, (width,), False) for name, width in (("x", pattern.n), ("y", pattern.m), ("s", pattern.m)))
+
+    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Saved]:
+        failures.check_policy(options.on_failure)
+        program, batched, batch = self._program(params)
+        solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start)
+        failures.settle(info, options.on_failure)
+        shown = shaped(failures.mask_failed(solution, solution.status, options.on_failure), batch)
+        kept = Solution(*(array.copy() for array in vars(solution).values()))  # info.solution and the outputs are the caller's
+        return [shown.x.copy(), shown.y.copy(), shown.s.copy()], info, Saved(program, kept, batched, batch)
+
+    def restore(self, params: Sequence[Any], solution: Solution) -> Saved:
+        program, batched, batch = self._program(params)
+        return Saved(program, flattened(solution, batch), batched, batch)
+
+    def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
+        return self._pulled(self.conic.vjp(saved.program, saved.solution, self._cotangent(saved, cotangents))[0], saved, needed)
+
+    def jvp(self, saved: Saved, tangents: Arrays) -> list[np.ndarray]:
+        return self._pushed(self.conic.jvp(saved.program, saved.solution, self._tangent(saved, tangents))[0], saved)
+
+    def second_vjp(self, saved: Saved, cotangents: Arrays, tangents: Arrays, needed: Sequence[bool]) -> list[Any]:
+        directions = self._cotangent(saved, cotangents), self._tangent(saved, tangents)
+        return self._pulled(self.conic.second_vjp(saved.program, saved.solution, *directions), saved, needed)
+
+    def second_jvp(self, saved: Saved, one: Arrays, two: Arrays) -> list[np.ndarray]:
+        directions = self._tangent(saved, one), self._tangent(saved, two)
+        return self._pushed(self.conic.second_jvp(saved.program, saved.solution, *directions), saved)
+
+    def _program(self, params: Sequence[Any]) -> tuple[ConeProgram, tuple[bool, ...], tuple[int, ...]]:
+        if len(params) != 4:
+            raise ValueError(f"got {len(params)} arrays; wanted 4: P, q, A, b")
+        arrays = [np.array(backend_of(p).host(p), order="C") for p in params]  # copies: what is kept must be the values of this call
+        for port, array in zip(self.inputs, arrays, strict=True):
+            if array.ndim == 0 or array.shape[-1:] != port.shape or array.dtype.kind == "c":
+                raise ValueError(
+                    f"{port.name} has shape {array.shape} and dtype {array.dtype}; wanted real (*batch, {port.shape[0]}), the entries "
+                    "stored by the pattern"
+                )
+        batch = common_batch([(port.name, a.shape[:-1]) for port, a in zip(self.inputs, arrays, strict=True)])
+        batched = tuple(a.ndim > 1 for a in arrays)
+        return ConeProgram(*self._flat(arrays, batched, int(np.prod(batch)))), batched, batch
+
+    def _flat(self, arrays: Arrays, batched: Sequence[bool], rows: int) -> list[np.ndarray]:
+        flat = []
+        for port, array, own in zip(self.inputs, arrays, batched, strict=True):
+            width = port.shape[0]
+            whole = np.zeros(width) if array is None else np.asarray(array, dtype=np.float64)
+            flat.append(np.broadcast_to(whole.reshape(rows, width) if own and array is not None else whole, (rows, width)))
+        return flat
+
+    def _tangent(self, saved: Saved, tangents: Arrays) -> ConeProgram:
+        return ConeProgram(*self._flat(tangents, saved.batched, len(saved.solution.x)))
+
+    def _cotangent(self, saved: Saved, cotangents: Arrays) -> Solution:
+        like = (saved.solution.x, saved.solution.y, saved.solution.s)
+        parts = (np.zeros_like(a) if g is None else np.reshape(g, a.shape) for a, g in zip(like, cotangents, strict=True))
+        x, y, s = (np.asarray(part, dtype=np.float64) for part in parts)
+        return Solution(x, y, s)
+
+    def _pulled(self, gradient: ConeProgram, saved: Saved, needed: Sequence[bool]) -> list[Any]:
+        parts = zip(vars(gradient).values(), saved.batched, needed, strict=True)
+        return [(g.reshape(*saved.batch, g.shape[1]) if own else g.sum(axis=0)) if wanted else None for g, own, wanted in parts]
+
+    def _pushed(self, moved: Solution, saved: Saved) -> list[np.ndarray]:
+        return [a.reshape(*saved.batch, a.shape[1]) for a in (moved.x, moved.y, moved.s)]
