@@ -28,6 +28,9 @@ CONES: list[Cone] = [
 
 CURVED = [Exponential(), Exponential().dual(), Power(0.2), Power(0.5), Power(0.83), Power(0.2).dual(), Power(0.83).dual()]
 
+TWICE = Product((Zero(1), NonNegative(2), SecondOrder(3), SecondOrder(3), SecondOrder(5), Free(2)))
+CONES.append(TWICE)
+
 every_cone = pytest.mark.parametrize("cone", CONES, ids=lambda cone: str(cone)[:50])
 curved_cone = pytest.mark.parametrize("cone", CURVED, ids=str)
 
@@ -198,6 +201,27 @@ def test_rotate_inverts_its_transpose(cone):
     v, w = points(cone, 20), points(cone, 20, 1)
     derivative = cone.derivative(v)
     np.testing.assert_allclose(derivative.rotate(derivative.rotate(w, transpose=True)), w, rtol=0, atol=1e-14)
+
+
+# ---- the second derivative
+
+
+@every_cone
+def test_second_derivative_against_differences_or_refused(cone):
+    v, a, b = points(cone, 400), points(cone, 400, 1), points(cone, 400, 2)
+    if not cone.twice:
+        with pytest.raises(ValueError, match="no second derivative"):
+            cone.second(v, a, b)
+        return
+    keep = cone.margin(v) > 0.1
+    v, a, b = v[keep], a[keep], b[keep]
+    h = 2e-4
+    shifted = {k: cone.derivative(v + k * h * b).apply(a) for k in (-2, -1, 1, 2)}
+    differences = (8 * (shifted[1] - shifted[-1]) - (shifted[2] - shifted[-2])) / (12 * h)
+    np.testing.assert_allclose(cone.second(v, a, b), differences, rtol=0, atol=1e-8)  # one order less smooth than the first derivative
+    np.testing.assert_allclose(cone.second(v, a, b), cone.second(v, b, a), rtol=0, atol=1e-12)
+    # Euler: the derivative is homogeneous of degree zero
+    np.testing.assert_allclose(cone.second(v, a, v), 0, atol=1e-12)
 
 
 # ---- batches and namespaces
