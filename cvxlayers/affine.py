@@ -8,7 +8,6 @@ import numpy as np
 import scipy.sparse as sp
 
 from cvxlayers.canonical import Canonical
-from cvxlayers.cones import NonNegative
 from cvxlayers.program import ConeProgram
 
 
@@ -49,7 +48,7 @@ class Affine:
         """The entries of p that may be inf and that may be -inf: those that make some b in a nonnegative row inf, and nothing else."""
         pattern, entries = self.canonical.pattern, self.canonical.M.tocoo()
         allowed = np.zeros(self._constant.size, dtype=bool)
-        allowed[-1 - pattern.m : -1] = [isinstance(cone, NonNegative) for cone in pattern.cone.cones for _ in range(cone.dim)]
+        allowed[-1 - pattern.m : -1] = pattern.nonnegative
         may = np.ones((2, self.starts[-1] + 1), dtype=bool)
         for sign, row in ((1, 0), (-1, 1)):
             may[row, entries.col[~(allowed[entries.row] & (sign * entries.data > 0))]] = False

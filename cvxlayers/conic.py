@@ -10,14 +10,13 @@ itself is never the last word.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cvxlayers import adjoint, failures, solvers
 from cvxlayers.adjoint import Certificate
-from cvxlayers.cones import NonNegative
 from cvxlayers.errors import Status, warn
 from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
@@ -26,14 +25,6 @@ from cvxlayers.verdict import judge
 
 # Comparing arrays with plain integers costs a tenth of comparing them with members of an enumeration.
 OK, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE = int(Status.INACCURATE), int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """A program ready for linear algebra: finite numbers only, one batch axis; ``missing`` (rows, m) marks bounds that are infinite."""
-
-    program: ConeProgram
-    missing: np.ndarray | None
 
 
 class ConicLayer:
@@ -59,8 +50,6 @@ class ConicLayer:
         self._name, self._args = solver, dict(solver_args or {})
         self._warned: set[str] = set()
         self._solver = self._configure(self._args)
-        kinds = [np.full(cone.dim, isinstance(cone, NonNegative)) for cone in pattern.cone.cones]
-        self._nonnegative = np.concatenate(kinds) if kinds else np.zeros(0, dtype=bool)
 
     @property
     def solver(self) -> Solver:
@@ -106,18 +95,18 @@ class ConicLayer:
         Rows marked ``invalid`` (rows,) and rows with data that are not finite become INVALID_PARAMETER without reaching the solver.
         """
         solver = self._configure({**self._args, **solver_args}) if solver_args else self._solver
-        settled, valid = self._settle_data(program, invalid)
+        program, missing, valid = self._settle_data(program, invalid)
         start = self._start(solver, warm_start, batch, valid)
 
         whole = bool(valid.all())
-        good = settled.program if whole else take(settled.program, valid)
+        good = program if whole else take(program, valid)
         solution, quality = judge(self.kkt, good, solver.solve(self.pattern, good, start), solver.tolerance)
         if not whole:
             solution, quality = spread(solution, valid, np.nan), spread(quality, valid, np.nan)
             solution.status[~valid] = Status.INVALID_PARAMETER
         status = solution.status
-        if settled.missing is not None:
-            solution.s[settled.missing] = np.inf
+        if missing is not None:
+            solution.s[missing] = np.inf
         objective = np.where(status <= OK, quality.objective, np.nan)
         objective[status == PRIMAL_INFEASIBLE] = np.inf
         objective[status == DUAL_INFEASIBLE] = -np.inf
@@ -175,12 +164,11 @@ class ConicLayer:
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
         """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
         good = solution.status <= OK
-        settled, _ = self._settle_data(program, ~good)
-        missing = settled.missing
+        program, missing, _ = self._settle_data(program, ~good)
         if missing is not None:
             solution = replace(solution, s=np.where(missing, 1.0, solution.s))
             directions = tuple(self._without(direction, missing) for direction in directions)
-        records = (settled.program, solution, *directions)
+        records = (program, solution, *directions)
         results = rule(self.kkt, *(records if good.all() else (take(record, good) for record in records)))
         if not good.all():
             results = tuple(spread(r, good, np.nan if isinstance(r, Certificate) else 0.0) for r in results)
@@ -190,13 +178,16 @@ class ConicLayer:
             failures.warn_gradient(results[1])
         return results
 
-    def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[Settled, np.ndarray]:
-        """Finite data and the rows (rows,) that have them; a nonnegative row with b = inf becomes 0'x + s = 1."""
+    def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[ConeProgram, np.ndarray | None, np.ndarray]:
+        """The program without missing bounds (b = inf in a nonnegative row: it becomes 0'x + s = 1), where they were, and the valid rows.
+
+        ``missing`` is (rows, m), None if there are none; valid rows (rows,) hold finite data and are not marked ``invalid``.
+        """
         valid = np.isfinite(program.P).all(1) & np.isfinite(program.q).all(1) & np.isfinite(program.A).all(1)
         b_finite = np.isfinite(program.b)
         missing = None
         if not b_finite.all():
-            absent = (program.b == np.inf) & self._nonnegative
+            absent = (program.b == np.inf) & self.pattern.nonnegative
             valid &= (b_finite | absent).all(1)
             if absent.any():
                 missing = absent
@@ -204,7 +195,7 @@ class ConicLayer:
                 program = replace(program, A=A, b=np.where(absent, 1.0, program.b))
         if invalid is not None:
             valid &= ~invalid
-        return Settled(program, missing), valid
+        return program, missing, valid
 
     def _without(self, direction: Any, missing: np.ndarray) -> Any:
         """A tangent or cotangent without its part in missing rows."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from cvxlayers.cones import Product
+from cvxlayers.cones import NonNegative, Product
 
 Array = Any
 
@@ -102,6 +102,11 @@ class Pattern:
     def A_columns(self) -> np.ndarray:
         """The column of every stored entry of A."""
         return np.repeat(np.arange(self.n, dtype=np.int32), np.diff(self.A_indptr))
+
+    @cached_property
+    def nonnegative(self) -> np.ndarray:
+        """Which rows of A belong to nonnegative cones, (m,)."""
+        return np.repeat([isinstance(c, NonNegative) for c in self.cone.cones], [c.dim for c in self.cone.cones]).astype(bool)
 
     @property
     def nnzP(self) -> int:
