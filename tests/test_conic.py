@@ -11,7 +11,9 @@ import scipy.sparse as sp
 
 from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero
 from cvxlayers.conic import ConicLayer
+from cvxlayers.conic_map import ConicMap
 from cvxlayers.errors import InaccurateWarning, SolverError, Status
+from cvxlayers.host import Options
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
 from cvxlayers.solvers.clarabel import Clarabel
@@ -216,3 +218,53 @@ def test_newton_steps_polish_what_a_solver_leaves(rng: np.random.Generator) -> N
     np.testing.assert_allclose(x, known.x, atol=1e-10)
     raw = layer.solver.solve(layer.pattern, program)
     assert np.max(abs(raw.x - known.x)) > 1e-10  # the polish had something to do
+
+
+def test_the_map_that_adapters_see_is_the_layer(rng: np.random.Generator) -> None:
+    layer, program, _ = regular(CONES["mixed"], rng, rows=3)
+    core = ConicMap(layer.pattern)
+    shared = [program.P[0], program.q, program.A[0], program.b]
+    options = Options(on_failure="nan")
+    outputs, info, saved = core.forward(shared, options)
+    wide = [np.broadcast_to(a, (3, a.shape[-1])) for a in shared]
+    for got, want in zip(outputs, layer(*wide, on_failure="nan"), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert [port.name for port in core.inputs + core.outputs] == ["P", "q", "A", "b", "x", "y", "s"]
+
+    flat = ConeProgram(*(np.array(a) for a in wide))
+    cotangents = [rng.standard_normal(o.shape) for o in outputs]
+    tangents = [rng.standard_normal(a.shape) for a in shared]
+    pulled, _ = layer.vjp(flat, saved.solution, Solution(*cotangents))
+    pushed, _ = layer.jvp(flat, saved.solution, ConeProgram(*(np.broadcast_to(t, (3, t.shape[-1])) for t in tangents)))
+    for state in (saved, core.restore(shared, info.solution)):
+        for got, want, array in zip(core.vjp(state, cotangents, [True] * 4), vars(pulled).values(), shared, strict=True):
+            np.testing.assert_array_equal(got, want if array.ndim > 1 else want.sum(0))
+        for got, want in zip(core.jvp(state, tangents), (pushed.x, pushed.y, pushed.s), strict=True):
+            np.testing.assert_array_equal(got, want)
+    assert core.vjp(saved, [None, None, cotangents[2]], [False, True, False, False])[0] is None
+    with pytest.raises(ValueError, match="second derivatives"):
+        core.second_jvp(saved, tangents, tangents)
+    for match, arguments in (("wanted 4", shared[:3]), ("q has shape", [shared[0], shared[1][:, :2], *shared[2:]])):
+        with pytest.raises(ValueError, match=match):
+            core.forward(arguments, options)
+
+
+def test_second_derivatives_of_the_map_equal_finite_differences(rng: np.random.Generator) -> None:
+    layer, program, _ = regular(Product((Zero(2), NonNegative(5), SecondOrder(4), SecondOrder(4))), rng)
+    core, data = ConicMap(layer.pattern), list(vars(program).values())
+    one, two = ([rng.standard_normal(a.shape) for a in data] for _ in range(2))
+    outputs, _, saved = core.forward(data, Options())
+    cotangents, needed, step = [rng.standard_normal(o.shape) for o in outputs], [True] * 4, 1e-5
+
+    def at(t: float):
+        return core.forward([a + t * d for a, d in zip(data, two, strict=True)], Options())[2]
+
+    ahead, behind, far, back = (at(k * step) for k in (1, -1, 2, -2))
+    for got, first in (
+        (core.second_jvp(saved, one, two), lambda state: core.jvp(state, one)),
+        (core.second_vjp(saved, cotangents, two, needed), lambda state: core.vjp(state, cotangents, needed)),
+    ):
+        stencil = zip(got, *(first(state) for state in (ahead, behind, far, back)), strict=True)
+        for found, a, b, c, d in stencil:
+            want = (8 * (a - b) - (c - d)) / (12 * step)
+            np.testing.assert_allclose(found, want, atol=1e-6 * (1 + float(np.max(abs(want)))))
