@@ -22,25 +22,26 @@ SOLVED, INACCURATE, NUMERICAL_ERROR = int(Status.SOLVED), int(Status.INACCURATE)
 def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tuple[Solution, Residuals]:
     """The polished solution with the status that its residuals earn, and the residuals; arrays (rows, ...).
 
-    ``tolerance`` is what the solver was asked for. A row that the solver gave up (infeasible, a limit reached) keeps the solver's word
-    and its last iterate; only a claim to have solved the row is put to the test.
+    ``tolerance`` is what the solver was asked for. A claim to have solved a row is put to the test; a row that the solver gave up
+    (infeasible, a limit reached) keeps the solver's word and its last iterate, unless that iterate is optimal as it stands.
     """
     claimed = raw.status <= INACCURATE
-    usable = claimed & np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
-    x, y, s = (np.where(usable[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
+    finite = np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
+    x, y, s = (np.where(finite[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
     best = Solution(x, y, s, np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
     found = residuals(kkt.products, program, x, y, s)
-    polish(kkt, program, best, found, usable)
+    polish(kkt, program, best, found, finite & claimed)
 
     solved = max(ACCURATE, 10 * tolerance)
     worst = found.worst
-    best.status[usable & (worst <= max(REDUCED, solved))] = INACCURATE
-    best.status[usable & (worst <= solved)] = SOLVED
-    if not usable.all():
+    best.status[finite & claimed & (worst <= max(REDUCED, solved))] = INACCURATE
+    best.status[finite & (worst <= np.where(claimed, solved, ACCURATE))] = SOLVED
+    failed = best.status > INACCURATE
+    if failed.any():
         for name in ("x", "y", "s"):
-            getattr(best, name)[~usable] = getattr(raw, name)[~usable]
+            getattr(best, name)[failed] = getattr(raw, name)[failed]
         for array in vars(found).values():
-            array[~usable] = np.nan
+            array[failed] = np.nan
     return best, found
 
 

@@ -188,6 +188,9 @@ class _Liar(Solver):
         (0.5, Status.SOLVED, Status.NUMERICAL_ERROR),
         (np.nan, Status.SOLVED, Status.NUMERICAL_ERROR),
         (0.5, Status.ITERATION_LIMIT, Status.ITERATION_LIMIT),
+        (0.5, Status.PRIMAL_INFEASIBLE, Status.PRIMAL_INFEASIBLE),
+        (0.0, Status.ITERATION_LIMIT, Status.SOLVED),
+        (0.0, Status.PRIMAL_INFEASIBLE, Status.SOLVED),
     ],
 )
 def test_the_residuals_judge_not_the_solver(
