@@ -7,8 +7,8 @@ The floors, from the ground up (imports point downward only):
 3. ``kkt`` (the linear system at a solution), ``canonicalize`` (CVXPY problem -> cone program), ``solvers``
 4. ``adjoint``: vjp and jvp of (P, q, A, b) -> (x, y, s)
 5. ``conic``: ConicLayer, the differentiable cone program
-6. ``layer``: the framework-free forward path of CvxpyLayer
-7. ``torch``: one file per framework
+6. ``layer``, ``conic_map``: what adapters see (``host``), a CVXPY problem or a cone program as a map on arrays
+7. ``torch``, ``jax``, ``tensorflow``: one file per framework
 """
 
 from __future__ import annotations

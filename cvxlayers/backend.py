@@ -42,6 +42,9 @@ def _numpy_resolution(x: Any) -> float:
 NUMPY = Backend("numpy", _numpy_host, _numpy_resolution)
 BACKENDS = {"numpy": NUMPY}
 
+# The package that defines an array type -> the framework it belongs to, which is also the name of the file here that imports it.
+FRAMEWORKS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow"}
+
 
 def register(backend: Backend) -> None:
     """Make a framework's record known."""
@@ -55,8 +58,8 @@ def backend_of(x: Any) -> Backend:
     'numpy'
     """
     for parent in type(x).__mro__:
-        name = parent.__module__.partition(".")[0]
-        if name == "torch" and name in sys.modules:
+        name = FRAMEWORKS.get(parent.__module__.partition(".")[0])
+        if name is not None and name in sys.modules:
             if name not in BACKENDS:
                 importlib.import_module(f"cvxlayers.{name}")
             return BACKENDS[name]

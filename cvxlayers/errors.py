@@ -70,9 +70,13 @@ class GradientWarning(UserWarning):
     """The derivative of some rows is not an ordinary one: the solution is not unique, or sits on a kink."""
 
 
+# The frameworks through which a call may come: their frames are not the user's.
+THROUGH = ("cvxlayers", "torch", "jax", "tensorflow", "keras")
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Issue a warning at the line that called this library, directly or through a framework."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("cvxlayers", "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in THROUGH:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)

@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("failures", "host", "verdict"),
     ("conic",),
     ("conic_map", "layer"),
-    ("report", "torch"),
+    ("jax", "report", "tensorflow", "torch"),
     ("",),
 ]
 FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in floor}
@@ -36,6 +36,9 @@ FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in flo
 OWNERS = {
     "cvxpy": {"canonicalize"},
     "torch": {"torch"},
+    "jax": {"jax"},
+    "keras": {"tensorflow"},
+    "tensorflow": {"tensorflow"},
     "clarabel": {"solvers.clarabel"},
     "daqp": {"solvers.daqp"},
     "diffcp": {"solvers.diffcp"},
@@ -124,6 +127,8 @@ HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp
         ("import cvxlayers.layer", {"scipy.sparse"}),
         ("from cvxlayers import diagnose", {"scipy.sparse"}),
         ("import cvxlayers.torch", {"scipy.sparse", "torch"}),
+        ("import cvxlayers.jax", {"scipy.sparse", "jax"}),
+        ("import cvxlayers.tensorflow", {"scipy.sparse", "jax", "tensorflow"}),  # TensorFlow itself imports JAX where there is one
     ],
 )
 def test_what_an_import_loads(statement: str, loaded: set[str]) -> None:
