@@ -66,3 +66,9 @@ def test_a_batch_mapped_over_ray_workers_is_that_of_one_call() -> None:
     assert results["difference"] == 0.0
     assert results["rows/s"] > 0 and "2000 rows in chunks of 300 through 2 Ray workers" in printed
     assert "2 Ray workers: 100%" in progress
+
+
+def test_a_batch_sharded_over_devices_has_the_gradients_of_one_device() -> None:
+    results, printed, progress = run_example("scale_out_jax", rows=400, devices=4, repeats=1)
+    assert results["difference"] <= 1e-12 and results["largest gradient"] > 1e-2 and results["shards"] == 4
+    assert "400 rows on 4 devices against one" in printed and "gradients: 100%" in progress
