@@ -138,12 +138,14 @@ def tensor_of(value: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(value).to(dtype.to_complex() if np.iscomplexobj(value) and dtype != torch.bfloat16 else dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", DECLARATIONS)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+# bfloat16 has no complex type
+PAIRS = [(name, dtype) for name in DECLARATIONS for dtype in DTYPES if (name, dtype) != ("hermitian", torch.bfloat16)]
+
+
+@pytest.mark.parametrize("name, dtype", PAIRS, ids=str)
 def test_a_row_against_its_declaration_is_invalid_and_named(name: str, dtype: torch.dtype) -> None:
     _, _, kept, broken, message = DECLARATIONS[name]
-    if name == "hermitian" and dtype == torch.bfloat16:
-        pytest.skip("bfloat16 has no complex type")
     batch = torch.stack([tensor_of(v, dtype) for v in (kept, broken, kept)]).requires_grad_()
     (x,), info = identity(name)(batch, on_failure="nan", return_info=True)
     assert info.status.tolist() == [Status.SOLVED, Status.INVALID_PARAMETER, Status.SOLVED]
