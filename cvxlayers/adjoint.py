@@ -68,7 +68,7 @@ def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram
     return join([s for s, _ in parts]), join([c for _, c in parts])
 
 
-def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> Solution:
+def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> tuple[Solution, Certificate]:
     """The second derivative of (x, y, s) along two tangents, bilinear and symmetric in them.
 
     With (dx_i, dv_i) the first derivatives and c the second derivative of Pi_K* at v along dv_1 and dv_2,
@@ -78,10 +78,12 @@ def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProg
     ddy = U diag(sqrt d) t + c, dds = r - A ddx + c. Raises ValueError where the cone's projection has no second derivative.
     """
     parts = [_second_jvp(kkt, *(take(r, rows) for r in (program, solution, one, two))) for rows in kkt.chunks(len(program.q))]
-    return join(parts)
+    return join([s for s, _ in parts]), join([c for _, c in parts])
 
 
-def second_vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
+def second_vjp(
+    kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram
+) -> tuple[ConeProgram, Certificate]:
     """The derivative along ``tangent`` of what `vjp` makes of ``cotangent``: a row of second derivatives of cotangent'(x, y, s).
 
     With u and w of the vjp, dot the derivative along the tangent, and c that of Pi_K*'s derivative applied to gy + gs - A u - w,
@@ -91,7 +93,7 @@ def second_vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: So
     Raises ValueError where the cone's projection has no second derivative.
     """
     parts = [_second_vjp(kkt, *(take(r, rows) for r in (program, solution, cotangent, tangent))) for rows in kkt.chunks(len(program.q))]
-    return join(parts)
+    return join([p for p, _ in parts]), join([c for _, c in parts])
 
 
 def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
@@ -131,28 +133,36 @@ def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     return Solution(x + dx, y, y - v, solution.status, solution.iterations)
 
 
-def _second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> Solution:
-    products, derivative = kkt.products, _linearize(kkt, solution)[0]
-    (first, _), (other, _) = _jvp(kkt, program, solution, one), _jvp(kkt, program, solution, two)
+def _second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> tuple[Solution, Certificate]:
+    products, (derivative, margin) = kkt.products, _linearize(kkt, solution)
+    (first, below), (other, beside) = _jvp(kkt, program, solution, one), _jvp(kkt, program, solution, two)
     c = kkt.dual_cone.second(solution.y - solution.s, first.y - first.s, other.y - other.s)
     bottom = -(products.A(one.A, other.x) + products.A(two.A, first.x) + c)
     top = products.P(one.P, other.x) + products.P(two.P, first.x) + products.AT(one.A, other.y) + products.AT(two.A, first.y)
-    _, ddx, ddy = _solve(kkt, program, derivative, -(top + products.AT(program.A, c)), bottom)
-    return Solution(ddx, ddy + c, bottom - products.A(program.A, ddx) + c)
+    solved, ddx, ddy = _solve(kkt, program, derivative, -(top + products.AT(program.A, c)), bottom)
+    return Solution(ddx, ddy + c, bottom - products.A(program.A, ddx) + c), _worst(margin, solved, below, beside)
 
 
-def _second_vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
-    products, derivative = kkt.products, _linearize(kkt, solution)[0]
-    _, u, w = _solve(kkt, program, derivative, cotangent.x - products.AT(program.A, cotangent.s), cotangent.y)
+def _second_vjp(
+    kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram
+) -> tuple[ConeProgram, Certificate]:
+    products, (derivative, margin) = kkt.products, _linearize(kkt, solution)
+    pulled, u, w = _solve(kkt, program, derivative, cotangent.x - products.AT(program.A, cotangent.s), cotangent.y)
     w = w + cotangent.s
-    moved, _ = _jvp(kkt, program, solution, tangent)
+    moved, below = _jvp(kkt, program, solution, tangent)
     inner = cotangent.y + cotangent.s - products.A(program.A, u) - w
     c = kkt.dual_cone.second(solution.y - solution.s, moved.y - moved.s, inner)
     top = products.AT(program.A, c) - products.P(tangent.P, u) - products.AT(tangent.A, w)
-    _, du, dw = _solve(kkt, program, derivative, top, c - products.A(tangent.A, u))
+    solved, du, dw = _solve(kkt, program, derivative, top, c - products.A(tangent.A, u))
     one = _outer(kkt.pattern, solution.x, solution.y, du, dw - c)
     two = _outer(kkt.pattern, moved.x, moved.y, u, w)
-    return ConeProgram(one.P + two.P, one.q, one.A + two.A, one.b)
+    return ConeProgram(one.P + two.P, one.q, one.A + two.A, one.b), _worst(margin, solved, pulled, below)
+
+
+def _worst(margin: np.ndarray, *solves: Solved | Certificate) -> Certificate:
+    """The certificate of a derivative that took several linear solves."""
+    residual = np.max([solve.residual for solve in solves], axis=0)
+    return Certificate(residual, np.any([solve.fallback for solve in solves], axis=0), margin)
 
 
 def _outer(pattern: Pattern, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray) -> ConeProgram:

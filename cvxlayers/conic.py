@@ -3,7 +3,7 @@
     minimize 1/2 x'Px + q'x   subject to  Ax + s = b,  s in K
 
 Above the solvers, once for all of them: data that are not finite never reach a solver; an infinite entry of b in a nonnegative row is
-a missing bound; the answer is polished by a Newton step, judged by residuals of the unscaled data, and flagged. What a solver says of
+a missing bound; the answer is polished by Newton steps, judged by residuals of the unscaled data, and flagged. What a solver says of
 itself is never the last word.
 """
 
@@ -146,12 +146,12 @@ class ConicLayer:
     def second_vjp(self, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
         """The derivative along ``tangent`` of what `vjp` makes of ``cotangent``; raises ValueError where the cones have none."""
         self._check_twice()
-        return self._differentiate(lambda *a: (adjoint.second_vjp(*a),), program, solution, cotangent, tangent, warn=False)[0]
+        return self._differentiate(adjoint.second_vjp, program, solution, cotangent, tangent)[0]
 
     def second_jvp(self, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> Solution:
         """The second derivative of (x, y, s) along two tangents; raises ValueError where the cones have none."""
         self._check_twice()
-        return self._differentiate(lambda *a: (adjoint.second_jvp(*a),), program, solution, one, two, warn=False)[0]
+        return self._differentiate(adjoint.second_jvp, program, solution, one, two)[0]
 
     def _check_twice(self) -> None:
         lacking = sorted({type(cone).__name__ for cone in self.pattern.cone.cones if not cone.twice})

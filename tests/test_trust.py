@@ -286,6 +286,20 @@ def test_an_unbounded_set_of_minimizers_is_told(rng: np.random.Generator) -> Non
     np.testing.assert_allclose(pulled, [1, 1], atol=1e-9)
 
 
+def test_second_derivatives_are_certified_like_the_first(rng: np.random.Generator) -> None:
+    x, g = cp.Variable(3), cp.Parameter(2)
+    F = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    layer = Layer(cp.Problem(cp.Minimize(cp.sum_squares(F @ x - g))), [g], [x], "CLARABEL")
+    (_,), saved = forward(layer, rng.standard_normal(2))
+    with pytest.warns(GradientWarning, match="row 0 of 1.*not unique"):
+        layer.second_vjp(saved, [np.array([1.0, 1.0, 0.0])], [np.ones(2)], [True])
+    point, parameter = cp.Variable(2), cp.Parameter(2)
+    kink = Layer(cp.Problem(cp.Minimize(cp.sum_squares(point - parameter)), [point >= 0]), [parameter], [point])
+    (_,), saved = forward(kink, np.array([1.0, 0.0]))
+    with pytest.warns(GradientWarning, match="kink"):
+        kink.second_jvp(saved, [np.ones(2)], [np.ones(2)])
+
+
 class _Wrapped:
     """What `diagnose` reads of an adapter's layer."""
 
