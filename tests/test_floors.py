@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("cones",),
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),
-    ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.scs"),
+    ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.moreau", "solvers.scs"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict"),
     ("conic",),
@@ -43,6 +43,7 @@ OWNERS = {
     "daqp": {"solvers.daqp"},
     "diffcp": {"solvers.diffcp"},
     "ecos": {"solvers.ecos"},
+    "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
     "qdldl": {"kkt", "least_squares"},
 }
@@ -115,7 +116,7 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "scipy.sparse")
+HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "moreau_cpu", "scipy.sparse")
 
 
 @pytest.mark.parametrize(
