@@ -26,10 +26,14 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
     (infeasible, a limit reached) keeps the solver's word and its last iterate, unless that iterate is optimal as it stands.
     """
     claimed = raw.status <= INACCURATE
-    finite = np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
-    x, y, s = (np.where(finite[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
-    best = Solution(x, y, s, np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
-    found = residuals(kkt.products, program, x, y, s)
+    points, finite = (raw.x, raw.y, raw.s), kkt.products.finite(raw.x, raw.y, raw.s)
+    if finite is not None:
+        points = tuple(np.where(finite[:, None], a, 0.0) for a in points)
+    found = residuals(kkt.products, program, *points)
+    if finite is None and claimed.all() and (found.worst <= POLISHED).all():
+        return Solution(*points, np.full(len(claimed), SOLVED, dtype=np.int8), raw.iterations), found
+    finite = np.ones(len(claimed), dtype=bool) if finite is None else finite
+    best = Solution(*map(np.array, points), np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
     polish(kkt, program, best, found, finite & claimed)
 
     solved = max(ACCURATE, 10 * tolerance)
