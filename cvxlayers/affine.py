@@ -60,7 +60,7 @@ class Affine:
         self, base: np.ndarray, which: Sequence[int], inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int
     ) -> np.ndarray:
         for group in (False, True):
-            chosen = [i for i, own in enumerate(batched) if own == group]
+            chosen = [i for i, own in enumerate(batched) if own is group]
             if chosen:
                 p = inputs[chosen[0]] if len(chosen) == 1 else np.concatenate([inputs[i] for i in chosen], axis=1)
                 base = self._map(tuple(which[i] for i in chosen))(p, base)

@@ -114,16 +114,17 @@ class ConicLayer:
         warm = np.zeros(len(status), dtype=bool)
         if start is not None:
             warm[valid if valid is not None else slice(None)] = np.isfinite(start.x).all(axis=1)
+        found = shaped(solution, batch)
         info = Info(
-            status=status.reshape(batch),
+            status=found.status,
             objective=objective.reshape(batch),
             primal_residual=quality.primal.reshape(batch),
             dual_residual=quality.dual.reshape(batch),
             gap=quality.gap.reshape(batch),
-            iterations=solution.iterations.reshape(batch),
+            iterations=found.iterations,
             solver=solver.name,
             warm_started=warm.reshape(batch),
-            solution=shaped(solution, batch),
+            solution=found,
         )
         return solution, info
 
@@ -185,8 +186,8 @@ class ConicLayer:
 
         ``missing`` is (rows, m), None if there are none; valid rows (rows,) hold finite data and are not marked ``invalid``, None if all.
         """
-        finite, missing = self.kkt.products.finite, None
-        if invalid is None and finite(program.P, program.q, program.A, program.b) is None:
+        finite, missing, passes = self.kkt.products.finite, None, self.kkt.products.passes
+        if invalid is None and passes is not None and passes.all_finite(program.P, program.q, program.A, program.b):
             return program, None, None
         valid = finite(program.P, program.q, program.A)
         valid = np.ones(len(program.q), dtype=bool) if valid is None else valid

@@ -100,12 +100,10 @@ class Layer(HostMap):
         """
         failures.check_policy(options.on_failure)
         values = self.values(params)
-        resolutions = [backend_of(param).resolution(param) for param in params]
         batch, batched = self._batch(values)
         rows = prod(batch)
-        flat = [self._flatten(v, spec.shape) for v, spec in zip(values, self.canonical.parameters, strict=True)]
-        inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
-        invalid, complaints = self._check(flat, inputs, resolutions, rows)
+        inputs = self._inputs(values)
+        invalid, complaints = self._check(params, values, inputs, rows)
 
         program, constant = self._affine.program(inputs, batched, rows)
         solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid)
@@ -146,8 +144,7 @@ class Layer(HostMap):
         """What `forward` saved, from its parameters and the Solution (*batch, ...) alone: derivatives need nothing but arrays."""
         values = self.values(params)
         batch, batched = self._batch(values)
-        flat = [self._flatten(v, spec.shape) for v, spec in zip(values, self.canonical.parameters, strict=True)]
-        inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
+        inputs = self._inputs(values)
         solution = flattened(solution, batch)
         return Saved(inputs, batched, batch, solution, self._recover(solution)[1] if self._exponential.any() else None)
 
@@ -207,13 +204,14 @@ class Layer(HostMap):
         return value.reshape(prod(value.shape[: value.ndim - len(shape)]), *shape)
 
     def _check(
-        self, flat: Sequence[np.ndarray], inputs: Sequence[np.ndarray], resolutions: Sequence[float], rows: int
+        self, params: Sequence[Any], values: Sequence[np.ndarray], inputs: Sequence[np.ndarray], rows: int
     ) -> tuple[np.ndarray | None, dict[int, str]]:
         """Rows with a value that is infinite or against its parameter's declaration (None: no row), and what to say of each."""
-        if not any(self._promises) and all(np.isfinite(part).all() for part in inputs):
-            return None, {}
         invalid, complaints = np.zeros(rows, dtype=bool), {}
-        for k, (spec, value, resolution) in enumerate(zip(self.canonical.parameters, flat, resolutions, strict=True)):
+        for k, spec in enumerate(self.canonical.parameters):
+            if not self._promises[k] and np.isfinite(inputs[k]).all():
+                continue
+            value, resolution = self._flatten(values[k], spec.shape), backend_of(params[k]).resolution(params[k])
             found: list[Any] = list(spec.domain.violations(value, resolution))
             if np.isinf(inputs[k]).any():
                 plus, minus = (may[self._affine.starts[k] : self._affine.starts[k + 1]] for may in self._missing)
@@ -227,12 +225,14 @@ class Layer(HostMap):
                     complaints.setdefault(int(row), f"parameter '{spec.name}': got {got}, wanted {wanted}")
         return (invalid if invalid.any() else None), complaints
 
-    @staticmethod
-    def _input(value: np.ndarray, spec: Any) -> np.ndarray:
-        part = _stack(value, spec.complex)
-        if spec.log:
-            return np.log(np.where(part > 0, part, np.nan))  # rows that are not positive have been marked invalid
-        return np.array(part)  # never a view of the caller's memory: what is kept must be the values of this call
+    def _inputs(self, values: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """What M acts on, (rows, size) or (1, size) each; never a view of the caller's memory, which may change."""
+        inputs = []
+        for spec, value in zip(self.canonical.parameters, values, strict=True):
+            part = _stack(self._flatten(value, spec.shape), spec.complex)
+            # rows that are not positive will be marked invalid
+            inputs.append(np.log(np.where(part > 0, part, np.nan)) if spec.log else np.array(part))
+        return tuple(inputs)
 
     def _finish_objective(self, value: np.ndarray, constant: np.ndarray) -> None:
         """From the cone program's objective to the user's, in place."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.compiled import kernels
+from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.program import ConeProgram, Pattern
 
 

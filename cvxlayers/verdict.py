@@ -25,13 +25,15 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
     ``tolerance`` is what the solver was asked for. A claim to have solved a row is put to the test; a row that the solver gave up
     (infeasible, a limit reached) keeps the solver's word and its last iterate, unless that iterate is optimal as it stands.
     """
+    if kkt.products.linear and kkt.products.passes is not None and not raw.status.any():
+        found = residuals(kkt.products, program, raw.x, raw.y, raw.s)
+        if (found.worst <= POLISHED).all():  # so all numbers are finite, too
+            return raw, found
     claimed = raw.status <= INACCURATE
     points, finite = (raw.x, raw.y, raw.s), kkt.products.finite(raw.x, raw.y, raw.s)
     if finite is not None:
         points = tuple(np.where(finite[:, None], a, 0.0) for a in points)
     found = residuals(kkt.products, program, *points)
-    if finite is None and claimed.all() and (found.worst <= POLISHED).all():
-        return Solution(*points, np.full(len(claimed), SOLVED, dtype=np.int8), raw.iterations), found
     finite = np.ones(len(claimed), dtype=bool) if finite is None else finite
     best = Solution(*map(np.array, points), np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
     polish(kkt, program, best, found, finite & claimed)

@@ -17,8 +17,8 @@ ROOT = Path(cvxlayers.__file__).parent
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
     ("kernels.ldl", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("kernels.rows", "cones.exponential", "cones.power"),
-    ("cones.product",),
+    ("kernels.rows", "kernels.passes", "cones.exponential", "cones.power", "compiled"),
+    ("kernels.systems", "cones.product", "row_map"),
     ("cones",),
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),
@@ -45,13 +45,14 @@ OWNERS = {
     "ecos": {"solvers.ecos"},
     "scs": {"solvers.scs"},
     "qdldl": {"kernels.ldl", "kkt", "least_squares"},
-    "numba": {"kernels.lanes"},
+    "numba": {"kernels.lanes", "kernels.passes"},
     "llvmlite": {"kernels.lanes"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 
-# Modules loaded by name: the backend of a framework that is already imported (the one reference upward), and the file of a solver.
-BY_NAME = {"backend", "solvers"}
+# Modules loaded by name: the backend of a framework that is already imported (the one reference upward), compiled kernels, the file of a
+# solver.
+BY_NAME = {"backend", "compiled", "solvers"}
 
 
 def name_of(path: Path) -> str:

@@ -74,6 +74,15 @@ def collect(indptr, indices, data, g, out):
                 out[own, indices[k]] += data[k] * g[r, i]
 
 
+@njit(**compiled)
+def _all_finite(a):
+    for r in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            if not abs(a[r, i]) < np.inf:
+                return False
+    return True
+
+
 @njit(boolean(VALUES, MASK), **compiled)
 def finite(a, rows):
     """Clear the rows (rows,) of a with an entry that is not a finite number; whether there was none."""
@@ -84,6 +93,12 @@ def finite(a, rows):
                 whole = rows[r] = False
                 break
     return whole
+
+
+@njit(boolean(*[VALUES] * 4), **compiled)
+def all_finite(a, b, c, d):
+    """Whether every entry is a finite number."""
+    return _all_finite(a) and _all_finite(b) and _all_finite(c) and _all_finite(d)
 
 
 @njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
