@@ -21,10 +21,10 @@ TINY = 1e-14  # a pivot below this, in the scaled coordinates, is replaced by th
 
 
 class Systems:
-    """The systems of one pattern: upper triangle by columns with a full diagonal, and the signs of its pivots."""
+    """The systems of one pattern, which `cvxlayers.kernels.ldl.analyze` has looked at."""
 
-    def __init__(self, indices: np.ndarray, indptr: np.ndarray, signs: np.ndarray, symbolic: Symbolic) -> None:
-        self.size, self.nnz, self.symbolic = len(signs), len(indices), symbolic
+    def __init__(self, symbolic: Symbolic) -> None:
+        self.size, self.nnz, self.symbolic = len(symbolic.permutation), len(symbolic.indices), symbolic
         self._spare: list[Any] = []  # memory of one thread at a time; pop and append are atomic
 
     def solve(
