@@ -127,7 +127,7 @@ def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgra
 
 def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> tuple[Solution]:
     products, x, y, s = kkt.products, solution.x, solution.y, solution.s
-    derivative, _ = _linearize(kkt, solution)
+    derivative = kkt.dual_cone.derivative(y - s) if not kkt.products.linear else _linearize(kkt, solution)[0]
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
     v = y - s

@@ -64,6 +64,7 @@ class _Rotated:
     shape: tuple[int, int, int]
     picked: np.ndarray
     positions: np.ndarray
+    compiled: tuple[np.ndarray, ...]
 
 
 class KKT:
@@ -102,8 +103,7 @@ class KKT:
             linear.astype(np.int32),
         )
         self._rotated = [
-            _Rotated(block.start, piece[2], piece[3], piece[4], piece[5], positions(piece[0], piece[1]))
-            for block, piece in zip(blocks, pieces, strict=True)
+            _Rotated(block.start, *piece[2:6], positions(piece[0], piece[1]), piece[6]) for block, piece in zip(blocks, pieces, strict=True)
         ]
         self._sign = np.where(np.arange(self.size) < n, 1.0, -1.0)
 
@@ -145,10 +145,14 @@ class KKT:
         root = np.sqrt(derivative.values) if self._rotated else derivative.values
         for maps, block in zip(self._rotated, derivative.blocks, strict=True):
             count, size, width = maps.shape
+            own = root[:, maps.first : maps.first + count * size]
+            if passes is not None:
+                passes.rotate(program.A, block.vectors, own, *maps.compiled, maps.positions, values)
+                continue
             dense = np.zeros((len(values), count * size * width))
             dense[:, maps.cells] = program.A[:, maps.entries]
             turned = np.swapaxes(block.vectors, -1, -2) @ dense.reshape(len(values), count, size, width)
-            turned *= root[:, maps.first : maps.first + count * size].reshape(len(values), count, size, 1)
+            turned *= own.reshape(len(values), count, size, 1)
             values[:, maps.positions] = turned.reshape(len(values), count * size * width)[:, maps.picked]
         return values
 
@@ -310,4 +314,8 @@ def _piece(pattern: Pattern, start: int, count: int, size: int) -> tuple:
     rows = np.broadcast_to(pair_column, (size, len(pairs))).ravel()
     columns = (pattern.n + start + pair_cone * size + every).ravel()
     picked = ((pair_cone * size + every) * width + slot).ravel()
-    return rows, columns, entries, cells, (count, size, width), picked
+    # The same cone by cone, for the compiled pass: entries, where they stand, where each cone begins.
+    order = np.argsort(cone, kind="stable")
+    starts = np.searchsorted(cone[order], np.arange(count + 1)), np.r_[first, len(pairs)]
+    compiled = tuple(a.astype(np.int32) for a in (entries[order], inner[order], place[order], *starts))
+    return rows, columns, entries, cells, (count, size, width), picked, compiled

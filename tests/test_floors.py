@@ -16,9 +16,11 @@ ROOT = Path(cvxlayers.__file__).parent
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
-    ("kernels.ldl", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("kernels.rows", "kernels.passes", "cones.exponential", "cones.power", "compiled"),
+    ("kernels.ldl", "compiled"),
+    ("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("kernels.rows", "kernels.passes", "cones.exponential", "cones.power"),
     ("kernels.systems", "cones.product", "row_map"),
+    ("kernels.dense",),
     ("cones",),
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),

@@ -198,6 +198,36 @@ def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries,
             out[r, at_linear[k]] = A[r, linear_entries[k]] * sqrt(d[r, linear_rows[k]])
 
 
+@njit(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[INDEX] * 6, OUT), **compiled)
+def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, positions, out):
+    """out at ``positions`` = diag(root) U' A for equal cones: ``vectors`` U (rows, count, size, size), root (rows, count size).
+
+    Cone c has the entries entry_starts[c] ... of A, each at (inner, slot) of a dense piece with pair_starts[c + 1] - pair_starts[c]
+    columns; row k of all pieces, cone after cone, goes to positions[k pairs ...].
+    """
+    count, size = vectors.shape[1], vectors.shape[2]
+    pairs, widest = pair_starts[count], 0
+    for c in range(count):
+        widest = max(widest, pair_starts[c + 1] - pair_starts[c])
+    piece, turned = np.empty((size, widest)), np.empty(widest)
+    for r in range(out.shape[0]):
+        for c in range(count):
+            width = pair_starts[c + 1] - pair_starts[c]
+            piece[:, :width] = 0.0
+            for e in range(entry_starts[c], entry_starts[c + 1]):
+                piece[inner[e], slot[e]] = A[r, entries[e]]
+            for k in range(size):
+                turned[:width] = 0.0
+                for i in range(size):
+                    factor = vectors[r, c, i, k]
+                    if factor != 0.0:
+                        for j in range(width):
+                            turned[j] += factor * piece[i, j]
+                length = root[r, c * size + k]
+                for j in range(width):
+                    out[r, positions[k * pairs + pair_starts[c] + j]] = length * turned[j]
+
+
 @njit(void(*[VALUES] * 4, *[INDEX] * 4, OUT, OUT), **compiled)
 def outer(x, y, u, w, P_indptr, P_indices, A_indptr, A_indices, dP, dA):
     """dP = -(u x' + x u')/2 (twice that off the diagonal) and dA = -(y u' + w x') on the stored entries."""
