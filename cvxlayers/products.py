@@ -133,11 +133,16 @@ class Residuals:
     worst: np.ndarray
 
 
-def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarray, s: np.ndarray) -> Residuals:
-    """The residuals of the optimality conditions, from the data as given (no scaling of any solver enters)."""
+def residuals(
+    products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarray, s: np.ndarray, projected: bool = False
+) -> Residuals:
+    """The residuals of the optimality conditions, from the data as given (no scaling of any solver enters).
+
+    ``projected`` says that y is a projection on K* and s its Moreau complement: curved cones are not asked again whether they hold them.
+    """
     if products.passes is not None:
         pattern, cone = products.pattern, products.pattern.cone
-        nearest = (s, y) if products.linear else (cone.project(s), cone.dual().project(y))
+        nearest = (s, y) if products.linear or projected else (cone.project(s), cone.dual().project(y))
         out = np.empty((5, len(x)))
         patterns = (pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices)
         products.passes.residuals(program.P, program.q, program.A, program.b, x, y, s, *nearest, *patterns, products.kind, out)
@@ -145,9 +150,9 @@ def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.nda
     Px, Ax, ATy = products.P(program.P, x), products.A(program.A, x), products.AT(program.A, y)
     q, b = program.q, program.b
     cone = products.pattern.cone
-    dual_cone = cone.dual()
-    primal = np.maximum(_peak(Ax + s - b), _peak(cone.project(s) - s)) / (1 + np.maximum(np.maximum(_peak(Ax), _peak(s)), _peak(b)))
-    dual = np.maximum(_peak(Px + q + ATy), _peak(dual_cone.project(y) - y)) / (1 + np.maximum(np.maximum(_peak(Px), _peak(ATy)), _peak(q)))
+    nearest_s, nearest_y = (s, y) if projected else (cone.project(s), cone.dual().project(y))
+    primal = np.maximum(_peak(Ax + s - b), _peak(nearest_s - s)) / (1 + np.maximum(np.maximum(_peak(Ax), _peak(s)), _peak(b)))
+    dual = np.maximum(_peak(Px + q + ATy), _peak(nearest_y - y)) / (1 + np.maximum(np.maximum(_peak(Px), _peak(ATy)), _peak(q)))
     xPx, qx, by = _dot(x, Px), _dot(q, x), _dot(b, y)
     gap = abs(xPx + qx + by) / (1 + np.maximum(abs(xPx), np.maximum(abs(qx), abs(by))))
     return Residuals(primal, dual, gap, xPx / 2 + qx, np.maximum(np.maximum(primal, dual), gap))

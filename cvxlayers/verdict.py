@@ -63,7 +63,7 @@ def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usa
     part, point = take(program, rows), take(best, rows)
     for _ in range(POLISHING):
         point = adjoint.newton(kkt, part, point)
-        after = residuals(kkt.products, part, point.x, point.y, point.s)
+        after = residuals(kkt.products, part, point.x, point.y, point.s, projected=True)
         better = after.worst < found.worst[rows]
         for name in ("x", "y", "s"):
             getattr(best, name)[rows[better]] = getattr(point, name)[better]
