@@ -133,9 +133,7 @@ class Residuals:
     worst: np.ndarray
 
 
-def residuals(
-    products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarray, s: np.ndarray, projected: bool = False
-) -> Residuals:
+def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarray, s: np.ndarray, projected: bool = False) -> Residuals:
     """The residuals of the optimality conditions, from the data as given (no scaling of any solver enters).
 
     ``projected`` says that y is a projection on K* and s its Moreau complement: curved cones are not asked again whether they hold them.

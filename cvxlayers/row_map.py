@@ -34,7 +34,7 @@ class RowMap:
         passes = kernels("passes")
         if passes is None:
             return base + (self.M @ x.T).T
-        out = np.empty((len(x), self.M.shape[0]))
+        x, out = np.asarray(x, dtype=np.float64), np.empty((len(x), self.M.shape[0]))
         passes.combine(base, self.indptr, self.indices, self.data, x, out)
         return out
 
@@ -51,6 +51,7 @@ class RowMap:
         out = np.zeros((1 if shared else len(parts[0]), self.M.shape[1]))
         start = 0
         for part in parts:
+            part = np.asarray(part, dtype=np.float64)
             passes.collect(self.indptr[start:], self.indices, self.data, part, out)
             start += part.shape[1]
         return out

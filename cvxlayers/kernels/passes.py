@@ -167,6 +167,29 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
 
 
+@njit(void(*[VALUES] * 6, *[INDEX] * 5, OUT, OUT1), **compiled)
+def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
+    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them."""
+    n, m = x.shape[1], y.shape[1]
+    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    for r in range(x.shape[0]):
+        _symmetric(P_indptr, P_indices, P[r], x[r], Px)
+        _times(A_indptr, A_indices, A[r], x[r], Ax)
+        _transposed(A_indptr, A_indices, A[r], y[r], ATy)
+        primal = dual = sign = size = length = 0.0
+        for i in range(m):
+            left = b[r, i] - Ax[i]
+            active = kind[i] == 0 or y[r, i] > 0
+            primal = _greater(left if active else min(left, 0.0), primal)
+            sign = sign if kind[i] == 0 else _greater(min(y[r, i], 0.0), sign)
+            slack[r, i] = 0.0 if active or left < 0 else left
+        for j in range(n):
+            dual = _greater(Px[j] + q[r, j] + ATy[j], dual)
+            size = _greater(q[r, j], _greater(Px[j], size))
+            length = _greater(x[r, j], length)
+        error[r] = primal / max(length, 1e-8) + (dual + sign) / max(size, 1e-8)
+
+
 @njit(void(VALUES, VALUES, INDEX, OUT, OUT1), **compiled)
 def linearize(y, s, kind, values, margin):
     """For zero and nonnegative cones: the derivative (rows, m) of the dual cone's projection at v = y - s, and the relative margin."""
