@@ -165,13 +165,13 @@ class ConicLayer:
 
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
         """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
-        program, solution, *directions = map(_in_double, (program, solution, *directions))
+        program, solution, directions = _in_double(program), _in_double(solution), tuple(map(_in_double, directions))
         good = solution.status <= OK
         whole = good.all()
         program, missing, _ = self._settle_data(program, None)
         if missing is not None:
             solution = replace(solution, s=np.where(missing, 1.0, solution.s))
-            directions = [self._without(direction, missing) for direction in directions]
+            directions = tuple(self._without(direction, missing) for direction in directions)
         records = (program, solution, *directions)
         results = rule(self.kkt, *(records if whole else (take(record, good) for record in records)))
         if not whole:

@@ -23,10 +23,11 @@ class RowMap:
     """
 
     def __init__(self, M: Any) -> None:
-        self.M = sp.csr_matrix(M)
+        self.M: Any = sp.csr_matrix(M)
+        self.entries, self.size = self.M.shape
         self.indptr, self.indices = self.M.indptr.astype(np.int32), self.M.indices.astype(np.int32)
         self.data = np.asarray(self.M.data, dtype=np.float64)
-        self._zero = np.zeros((1, self.M.shape[0]))
+        self._zero = np.zeros((1, self.entries))
 
     def __call__(self, x: np.ndarray, base: np.ndarray | None = None) -> np.ndarray:
         """base + M x, (rows, entries): x (rows, size), base (rows, entries) or (1, entries)."""
@@ -34,7 +35,7 @@ class RowMap:
         passes = kernels("passes")
         if passes is None:
             return base + (self.M @ x.T).T
-        x, out = np.asarray(x, dtype=np.float64), np.empty((len(x), self.M.shape[0]))
+        x, out = np.asarray(x, dtype=np.float64), np.empty((len(x), self.entries))
         passes.combine(base, self.indptr, self.indices, self.data, x, out)
         return out
 
@@ -48,7 +49,7 @@ class RowMap:
             g = np.concatenate(parts, axis=1)
             g = g.sum(axis=0, keepdims=True) if shared else g
             return (self._transpose[:, : g.shape[1]] @ g.T).T
-        out = np.zeros((1 if shared else len(parts[0]), self.M.shape[1]))
+        out = np.zeros((1 if shared else len(parts[0]), self.size))
         start = 0
         for part in parts:
             part = np.asarray(part, dtype=np.float64)

@@ -174,7 +174,7 @@ def test_compiled_passes_are_the_formulas(rng: np.random.Generator) -> None:
     A = sp.csc_matrix(np.where(rng.random((m, n)) < 0.6, 1.0, 0.0))
     pattern = Pattern.of(sp.csc_matrix(np.triu(rng.random((n, n)) < 0.6) | np.eye(n, dtype=bool)), A, cone)
     program = ConeProgram(*(rng.standard_normal((rows, k)) for k in (pattern.nnzP, n, pattern.nnzA, m)))
-    point = Solution(*(rng.standard_normal((rows, k)) for k in (n, m, m)), np.zeros(rows, dtype=np.int8))
+    point = Solution(*(rng.standard_normal((rows, k)) for k in (n, m, m)))
     products = Products.of(pattern)
     for row in range(rows):
         dense_A = sp.csc_matrix((program.A[row], pattern.A_indices, pattern.A_indptr), shape=(m, n)).toarray()
@@ -195,4 +195,4 @@ def test_compiled_passes_are_the_formulas(rng: np.random.Generator) -> None:
     slow_system.products.__dict__["passes"] = None
     slow_system.__dict__["_systems"] = None
     for got, want in zip(fast, all_of(slow_system), strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * (1 + np.max(abs(want))))
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * (1 + float(np.max(abs(want)))))
