@@ -165,6 +165,7 @@ class ConicLayer:
 
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
         """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
+        program, solution, directions = _in_double(program), _in_double(solution), tuple(map(_in_double, directions))
         good = solution.status <= OK
         whole = good.all()
         program, missing, _ = self._settle_data(program, None)
@@ -248,6 +249,13 @@ class ConicLayer:
         rows = prod(batch)
         flat = (np.broadcast_to(a.reshape(rows, w) if a.ndim > 1 else a, (rows, w)) for a, w in zip(arrays, widths, strict=True))
         return ConeProgram(*flat), batch
+
+
+def _in_double(record: Any) -> Any:
+    """The record with its x, y, s or P, q, A, b in float64; itself if they are."""
+    names = ("x", "y", "s") if isinstance(record, Solution) else ("P", "q", "A", "b")
+    odd = {name: array for name in names if (array := getattr(record, name)).dtype != np.float64}
+    return replace(record, **{name: np.asarray(a, dtype=np.float64) for name, a in odd.items()}) if odd else record
 
 
 def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:

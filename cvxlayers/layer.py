@@ -32,7 +32,8 @@ SPELLING = {"params": "parameters", "out": "variables", "outputs": "variables"}
 class Saved:
     """What the backward pass needs, arrays only: ``inputs`` (rows or 1, size) of M per parameter, the flat solution, the batch shape.
 
-    ``scale`` is the derivative of taking exponentials of some outputs, (rows, outputs), None where none is taken.
+    ``scale`` is the derivative of taking exponentials of some outputs, (rows, outputs), None where none is taken; ``program`` the flat
+    batch of cone programs, if it is at hand.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -40,6 +41,7 @@ class Saved:
     batch: tuple[int, ...]
     solution: Solution
     scale: np.ndarray | None
+    program: ConeProgram | None = None
 
 
 class Layer(HostMap):
@@ -111,7 +113,7 @@ class Layer(HostMap):
         failures.settle(info, options.on_failure, complaints)
         out, scale = self._recover(failures.mask_failed(solution, solution.status, options.on_failure))
         kept = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's, who may change it
-        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale)
+        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale, program)
 
     def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""
@@ -186,6 +188,8 @@ class Layer(HostMap):
 
     def program(self, saved: Saved) -> ConeProgram:
         """The flat batch of cone programs behind a call."""
+        if saved.program is not None:
+            return saved.program
         return self._affine.program(saved.inputs, saved.batched, len(saved.solution.x))[0]
 
     def _batch(self, values: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -24,6 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("cones",),
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),
+    ("solvers.dense",),
     ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.moreau", "solvers.scs"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict"),
