@@ -18,6 +18,7 @@ import numpy as np
 from cvxlayers import adjoint, failures, solvers
 from cvxlayers.adjoint import Certificate
 from cvxlayers.errors import Status, warn
+from cvxlayers.host import common_batch
 from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
@@ -241,18 +242,6 @@ class ConicLayer:
         rows = int(np.prod(batch))
         flat = (np.broadcast_to(a.reshape(rows, w) if a.ndim > 1 else a, (rows, w)) for a, w in zip(arrays, widths, strict=True))
         return ConeProgram(*flat), batch
-
-
-def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
-    """The one batch shape that is not (); raises ValueError naming two that differ."""
-    found = [(name, shape) for name, shape in shapes if shape != ()]
-    for name, shape in found:
-        if shape != found[0][1]:
-            raise ValueError(
-                f"{found[0][0]} has batch shape {found[0][1]} and {name} has batch shape {shape}; wanted equal batch shapes, or none for "
-                "what all rows share"
-            )
-    return found[0][1] if found else ()
 
 
 def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.program import Info, Solution
+from cvxlayers.backend import backend_of
+from cvxlayers.program import Info, Pattern, Solution
 
 Arrays = Sequence[np.ndarray | None]
+Shape = tuple[int | None, ...] | None  # None for a size, or for all of them, that only the values will tell: a graph's
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,23 @@ class HostMap(ABC):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
+    def values(self, params: Sequence[Any]) -> list[np.ndarray]:
+        """The parameters as NumPy float64 or complex128 arrays; raises ValueError for a wrong count or dtype."""
+        check_count(self.inputs, params)
+        values = []
+        for port, param in zip(self.inputs, params, strict=True):
+            try:
+                values.append(backend_of(param).host(param))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"parameter '{port.name}': {error}") from None
+            check_real(port, values[-1].dtype.kind == "c")
+        return values
+
+    def batch(self, values: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """The batch shape of a call, and which parameters have it; raises ValueError for shapes that do not fit."""
+        leads = batch_shapes(self.inputs, [value.shape for value in values])
+        return common_batch(leads), tuple(lead != () for _, lead in leads)
+
     @abstractmethod
     def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Any]:
         """Outputs, what happened, and what the derivatives need; raises ValueError for misuse and SolverError as the options say."""
@@ -73,3 +92,65 @@ class HostMap(ABC):
     @abstractmethod
     def second_jvp(self, saved: Any, one: Arrays, two: Arrays) -> list[np.ndarray]:
         """The second derivative of the outputs along two tangents of the parameters; ValueError where there is none."""
+
+
+def check_count(ports: Sequence[Port], params: Sequence[Any]) -> None:
+    """Raise ValueError unless there is a value for each port."""
+    if len(params) != len(ports):
+        names = ", ".join([repr(port.name) for port in ports])
+        raise ValueError(f"got {len(params)} parameter values; wanted {len(ports)}, one for each of {names or 'no parameters'}")
+
+
+def check_real(port: Port, is_complex: bool) -> None:
+    """Raise ValueError for complex values where the port is real."""
+    if is_complex and not port.complex:
+        raise ValueError(f"parameter '{port.name}' is real and got complex values; pass its real part, or declare it complex=True")
+
+
+def batch_shapes(ports: Sequence[Port], shapes: Sequence[Shape]) -> list[tuple[str, Any]]:
+    """The name and the batch shape of each value, from its own shape; raises ValueError for a shape that is not the port's with batch axes."""
+    leads = []
+    for position, (port, shape) in enumerate(zip(ports, shapes, strict=True), 1):
+        name, lead = f"parameter '{port.name}'", None
+        if shape is not None:
+            rank = len(shape) - len(port.shape)
+            if rank < 0 or not _agree(shape[rank:], port.shape):
+                wanted = f"{port.shape} or (*batch{''.join(f', {size}' for size in port.shape)})"
+                raise ValueError(f"{name} ({position} of {len(ports)}) has shape {shape}; wanted {wanted}")
+            lead = shape[:rank]
+        leads.append((name, lead))
+    return leads
+
+
+def common_batch(leads: Sequence[tuple[str, Shape]]) -> Any:
+    """The one batch shape that is not (); raises ValueError naming two that differ."""
+    first, batch = "", ()
+    for name, lead in leads:
+        if lead == () or lead == batch:
+            continue
+        if not batch:
+            first, batch = first or name, lead
+        elif lead is not None:
+            if len(lead) != len(batch) or not _agree(lead, batch):
+                raise ValueError(
+                    f"{first} has batch shape {batch} and {name} has batch shape {lead}; wanted equal batch shapes, or none for what all rows "
+                    "share"
+                )
+            batch = tuple(b if a is None else a for a, b in zip(lead, batch, strict=True))
+    return batch
+
+
+def _agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    return all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
+
+
+def state_of(solution: Solution) -> np.ndarray:
+    """A solution as one array [x, y, s, status] (*batch, n + 2m + 1), all that a derivative needs beside the parameters."""
+    return np.concatenate([solution.x, solution.y, solution.s, np.asarray(solution.status)[..., None]], axis=-1)
+
+
+def solution_of(state: Any, pattern: Pattern) -> Solution:
+    """The solution that `state_of` wrote down; what stands after it is left out."""
+    n, m = pattern.n, pattern.m
+    x, y, s, status = (state[..., a:b] for a, b in ((0, n), (n, n + m), (n + m, n + 2 * m), (n + 2 * m, n + 2 * m + 1)))
+    return Solution(x, y, s, status[..., 0].astype(np.int32))

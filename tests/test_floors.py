@@ -26,7 +26,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict"),
     ("conic",),
-    ("conic_map", "layer"),
+    ("conic_map", "layer", "rules"),
+    ("interface",),
     ("jax", "report", "tensorflow", "torch"),
     ("",),
 ]
