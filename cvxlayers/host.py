@@ -149,8 +149,13 @@ def state_of(solution: Solution) -> np.ndarray:
     return np.concatenate([solution.x, solution.y, solution.s, np.asarray(solution.status)[..., None]], axis=-1)
 
 
+def state_size(pattern: Pattern) -> int:
+    """The length of a state."""
+    return pattern.n + 2 * pattern.m + 1
+
+
 def solution_of(state: Any, pattern: Pattern) -> Solution:
     """The solution that `state_of` wrote down; what stands after it is left out."""
     n, m = pattern.n, pattern.m
-    x, y, s, status = (state[..., a:b] for a, b in ((0, n), (n, n + m), (n + m, n + 2 * m), (n + 2 * m, n + 2 * m + 1)))
-    return Solution(x, y, s, status[..., 0].astype(np.int32))
+    x, y, s = state[..., :n], state[..., n : n + m], state[..., n + m : n + 2 * m]
+    return Solution(x, y, s, state[..., n + 2 * m].astype(np.int32))

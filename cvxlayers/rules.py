@@ -10,17 +10,19 @@ rule are rules, and a rule for many rows at once is the same rule: an adapter sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from cvxlayers.errors import Status
 from cvxlayers.host import HostMap, Port
 from cvxlayers.program import Solution
 
-Directions = Sequence[Sequence[Any]]  # one list of values for each argument given
+Values = Sequence[Sequence[Any]]  # one list for each argument of a rule, the parameters last
 
 
 @dataclass(frozen=True)
@@ -30,48 +32,60 @@ class Argument:
     kind: str
     which: tuple[int, ...]
 
+    def nonzero(self, values: Sequence[Any]) -> tuple[Argument, list[Any]]:
+        """Without the entries that are None."""
+        there = [(k, value) for k, value in zip(self.which, values, strict=True) if value is not None]
+        return Argument(self.kind, tuple([k for k, _ in there])), [value for _, value in there]
+
 
 @dataclass(frozen=True)
 class Rule:
-    """A map of the parameters, the state (see `host.state_of`) and the arguments ``given``, to the argument that is its ``result``."""
+    """A map of the arguments ``given``, the ``size`` parameters and the state (see `host.state_of`) to the argument that is its ``result``.
+
+    Its operands are the entries of the arguments, of the parameters, and the state; the map itself, with nothing given, makes the state.
+    """
 
     given: tuple[Argument, ...]
     result: Argument
+    size: int
 
     @classmethod
     def solution(cls, core: HostMap) -> Rule:
-        """The rule that is the map itself, which takes the parameters alone."""
-        return cls((), Argument("outputs", tuple(range(len(core.outputs)))))
+        """The rule that is the map itself."""
+        return cls((), Argument("outputs", tuple(range(len(core.outputs)))), len(core.inputs))
 
     @classmethod
     def read(cls, text: str) -> Rule:
         """The rule that `text` wrote down."""
-        *given, result = (Argument(kind, tuple(which)) for kind, which in json.loads(text))
-        return cls(tuple(given), result)
+        size, *arguments = json.loads(text)
+        *given, result = (Argument(kind, tuple(which)) for kind, which in arguments)
+        return cls(tuple(given), result, size)
 
     @property
     def text(self) -> str:
         """The rule as a string, for graphs that hold nothing else."""
-        return json.dumps([(argument.kind, argument.which) for argument in (*self.given, self.result)])
+        return json.dumps([self.size, *((argument.kind, argument.which) for argument in (*self.given, self.result))])
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What the rule is differentiated in: the arguments given, and the parameters."""
+        return *self.given, Argument("inputs", tuple(range(self.size)))
 
     @property
     def order(self) -> int:
         """How often the map is differentiated."""
-        return sum(argument.kind == "inputs" for argument in (*self.given, self.result))
+        return sum([argument.kind == "inputs" for argument in (*self.given, self.result)])
 
-    def split(self, operands: Sequence[Any], count: int) -> tuple[Sequence[Any], Any, list[Sequence[Any]]]:
-        """The operands of a call in their parts: ``count`` parameters, the state if it is there, and the values of each argument given."""
-        params, state, start, directions = operands[:count], None, count, []
-        if len(operands) > count:
-            state, start = operands[count], count + 1
+    def split(self, operands: Sequence[Any]) -> tuple[list[Sequence[Any]], Any]:
+        """The operands as the values of each argument, and the state; None where it is not there."""
+        values, start = [], 0
         for argument in self.given:
-            end = start + len(argument.which)
-            directions.append(operands[start:end])
-            start = end
-        return params, state, directions
+            values.append(operands[start : (start := start + len(argument.which))])
+        end = start + self.size
+        return [*values, operands[start:end]], operands[end] if len(operands) > end else None
 
-    def run(self, core: HostMap, saved: Any, directions: Directions) -> list[np.ndarray]:
-        """The derivative, on the host."""
+    def run(self, core: HostMap, saved: Any, directions: Values) -> list[np.ndarray]:
+        """The derivative, on the host, from what the map has saved and the values of the arguments given."""
         dense: dict[str, list[Any]] = {"inputs": [], "outputs": []}
         for argument, values in zip(self.given, directions, strict=True):
             there = dict(zip(argument.which, values, strict=True))
@@ -79,72 +93,60 @@ class Rule:
         if self.result.kind == "outputs":
             found = (core.jvp if self.order == 1 else core.second_jvp)(saved, *dense["inputs"])
         else:
-            needed = [k in self.result.which for k in range(len(core.inputs))]
+            needed = [k in self.result.which for k in range(self.size)]
             found = (core.vjp if self.order == 1 else core.second_vjp)(saved, *dense["outputs"], *dense["inputs"], needed)
         return [found[k] for k in self.result.which]
 
-    def tangents(self, directions: Directions, moved: Directions) -> list[tuple[Rule, Directions]]:
-        """The rules whose sum is the tangent of the result, for tangents of each argument given and then of the parameters; None is zero."""
+    def tangents(self, values: Values, moved: Values) -> list[tuple[Rule, Values]]:
+        """The rules whose sum is the tangent of the result where the arguments move; None is zero."""
         terms = []
-        for j, values in enumerate(moved):
-            own = self.given[j] if j < len(self.given) else Argument("inputs", tuple(range(len(values))))
-            argument, there = _nonzero(own, values)
+        for j, (argument, tangents) in enumerate(zip(self.arguments, moved, strict=True)):
+            argument, there = argument.nonzero(tangents)
             if there:
-                rule = Rule((*self.given[:j], argument, *self.given[j + 1 :]), self.result)
-                terms.append((_known(rule), [*directions[:j], there, *directions[j + 1 :]]))
+                given = (*self.given[:j], argument, *self.given[j + 1 :])
+                terms.append((_known(Rule(given, self.result, self.size)), [*values[:j], there, *values[j + 1 : -1], values[-1]]))
         return terms
 
-    def adjoint(self, j: int, wanted: Sequence[int], directions: Directions, cotangents: Sequence[Any]) -> tuple[Rule, Directions] | None:
-        """The rule that pulls cotangents of the result back to argument j of those given, or to the parameters, which come after them.
-
-        ``wanted`` are the entries to find; a cotangent that is None is zero, and the answer is None if all of them are.
-        """
-        argument, there = _nonzero(self.result, cotangents)
-        if not there or not wanted:
+    def adjoint(self, j: int, wanted: Iterable[int], values: Values, cotangents: Sequence[Any]) -> tuple[Rule, Values] | None:
+        """The rule that pulls cotangents of the result back to the entries ``wanted`` of argument j; None is zero, in and out."""
+        argument, there = self.result.nonzero(cotangents)
+        result = Argument(self.arguments[j].kind, tuple(wanted))
+        if not there or not result.which:
             return None
-        kind = self.given[j].kind if j < len(self.given) else "inputs"
-        rule = Rule((*self.given[:j], *self.given[j + 1 :], argument), Argument(kind, tuple(wanted)))
-        return _known(rule), [*directions[:j], *directions[j + 1 :], there]
+        rule = _known(Rule((*self.given[:j], *self.given[j + 1 :], argument), result, self.size))
+        return rule, [*values[:j], *values[j + 1 : -1], there, values[-1]]
 
-    def shapes(self, inputs: Sequence[Port], outputs: Sequence[Port], operands: Sequence[Any]) -> list[tuple[int, ...]]:
-        """The shapes of the results."""
-        params = operands[: len(inputs)]
-        if self.result.kind == "inputs":
-            return [tuple(params[k].shape) for k in self.result.which]
-        leads = (tuple(p.shape[: p.ndim - len(port.shape)]) for p, port in zip(params, inputs, strict=True))
-        batch = operands[len(inputs)].shape[:-1] if self.given else next(filter(None, leads), ())
-        return [(*batch, *outputs[k].shape) for k in self.result.which]
+    def batch(self, inputs: Sequence[Port], operands: Sequence[Any]) -> tuple[int, ...]:
+        """The batch shape of the results."""
+        if self.given:
+            return tuple(operands[-1].shape[:-1])
+        return next(filter(None, [_lead(p, None, port) for p, port in zip(operands[: self.size], inputs, strict=True)]), ())
 
     def mapped(
-        self, xp: Any, inputs: Sequence[Port], rows: int, operands: Sequence[Any], axes: Sequence[int | None]
+        self, inputs: Sequence[Port], rows: int, operands: Sequence[Any], axes: Sequence[int | None]
     ) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]]]:
         """The operands of one call for all ``rows`` along mapped axes, and what makes its results those of the rows, along axis 0.
 
         The mapped axis joins the batch, in front. A parameter that all rows share stays shared, unless rows have tangents or cotangents of
-        their own for it. ``axes`` are None for operands that are not mapped; ``xp`` has the functions moveaxis and broadcast_to.
+        their own for it. ``axes`` are None for operands that are not mapped.
         """
-        (params, state, directions), (on_params, on_state, on_directions) = self.split(operands, len(inputs)), self.split(axes, len(inputs))
-        leads = [_lead(p, axis, port) for p, axis, port in zip(params, on_params, inputs, strict=True)]
+        (values, state), (on_values, on_state) = self.split(operands), self.split(axes)
+        leads = [_lead(p, axis, port) for p, axis, port in zip(values[-1], on_values[-1], inputs, strict=True)]
         batch = next(filter(None, leads), ())
-        apart = {k for k, axis in enumerate(on_params) if axis is not None or leads[k]}
-        for argument, on in zip(self.given, on_directions, strict=True):
-            apart |= {k for k, axis in zip(argument.which, on, strict=True) if argument.kind == "inputs" and axis is not None}
+        entries = [
+            (argument.kind == "inputs", k, x, axis)
+            for argument, column, on in zip(self.arguments, values, on_values, strict=True)
+            for k, x, axis in zip(argument.which, column, on, strict=True)
+        ]
+        apart = {k for inward, k, _, axis in entries if inward and (axis is not None or leads[k])}
         apart |= set(self.result.which if self.result.kind == "inputs" else ())
-        apart = apart or set(range(len(inputs)))  # where the state alone is mapped
+        apart = apart or set(range(self.size))  # the state alone is mapped
 
         def lift(x: Any, axis: int | None, lead: tuple[int, ...]) -> Any:
-            x = x[None] if axis is None else xp.moveaxis(x, axis, 0)
+            xp = array_namespace(x)
+            x = x[None] if axis is None else xp.permute_dims(x, (axis % x.ndim, *(k for k in range(x.ndim) if k != axis % x.ndim)))
             shape = tuple(x.shape[1 + len(lead) :])
-            return xp.broadcast_to(x.reshape((x.shape[0], *(lead or [1] * len(batch)), *shape)), (rows, *batch, *shape))
-
-        def raised(k: int, x: Any, axis: int | None) -> Any:
-            return lift(x, axis, leads[k]) if k in apart else x
-
-        lifted = [raised(k, x, axis) for k, (x, axis) in enumerate(zip(params, on_params, strict=True))]
-        lifted += [] if state is None else [lift(state, on_state, batch)]
-        for argument, values, on in zip(self.given, directions, on_directions, strict=True):
-            parts = zip(argument.which, values, on, strict=True)
-            lifted += [raised(k, x, axis) if argument.kind == "inputs" else lift(x, axis, batch) for k, x, axis in parts]
+            return xp.broadcast_to(xp.reshape(x, (x.shape[0], *(lead or [1] * len(batch)), *shape)), (rows, *batch, *shape))
 
         def folded(results: Sequence[Any]) -> list[Any]:
             if self.result.kind == "outputs" or not batch:
@@ -152,7 +154,13 @@ class Rule:
             inner = tuple(range(1, 1 + len(batch)))  # what the rows of one mapped call share collects from all of them
             return [r if leads[k] else r.sum(inner) for k, r in zip(self.result.which, results, strict=True)]
 
-        return lifted, folded
+        lifted = [x if inward and k not in apart else lift(x, axis, leads[k] if inward else batch) for inward, k, x, axis in entries]
+        return [*lifted, *([] if state is None else [lift(state, on_state, batch)])], folded
+
+
+def flat(values: Values, state: Any) -> list[Any]:
+    """The operands that `Rule.split` splits."""
+    return [*chain(*values), state]
 
 
 def check_twice(core: Any) -> None:
@@ -166,11 +174,6 @@ def _known(rule: Rule) -> Rule:
     if rule.order > 2:
         raise ValueError("a layer has first and second derivatives; the third was asked for")
     return rule
-
-
-def _nonzero(argument: Argument, values: Sequence[Any]) -> tuple[Argument, list[Any]]:
-    there = [(k, value) for k, value in zip(argument.which, values, strict=True) if value is not None]
-    return Argument(argument.kind, tuple(k for k, _ in there)), [value for _, value in there]
 
 
 def _lead(x: Any, axis: int | None, port: Port) -> tuple[int, ...]:

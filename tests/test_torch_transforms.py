@@ -369,7 +369,7 @@ def test_third_derivatives_are_refused() -> None:
         return grad(lambda t: (g(t) * tensors[0]).sum())
 
     for third in (along(along(along(f))), pulled(pulled(grad(f))), along(pulled(grad(f))), pulled(grad(along(f)))):
-        with pytest.raises(RuntimeError, match="the third was asked for"):
+        with pytest.raises(ValueError, match="the third was asked for"):
             third(tensors[0])
 
 
@@ -408,7 +408,7 @@ def test_the_conic_layer_is_differentiable_in_all_and_on_all() -> None:
             assert gradient.abs().max() > 1e-6
     again = p.layer(*tensors, warm_start=info, on_failure="nan")
     close(again, (x, y, s))
-    with pytest.raises(ValueError, match="q has shape"):
+    with pytest.raises(ValueError, match=r"'q' \(2 of 4\) has shape"):
         p.layer(tensors[0], tensors[1][:, :2], *tensors[2:])
     with pytest.raises(ValueError, match="got 3 parameter values; wanted 4, one for each of 'P', 'q', 'A', 'b'"):
         p.layer(*tensors[:3])
