@@ -90,9 +90,7 @@ class CvxpyLayer(HostLayer):
 class ConicLayer(HostLayer):
     """A batch of cone programs of one `Pattern` as a differentiable function of their data."""
 
-    def __init__(
-        self, pattern: Pattern, solver: str | None = None, solver_args: Mapping[str, Any] | None = None, **extra: Any
-    ) -> None:
+    def __init__(self, pattern: Pattern, solver: str | None = None, solver_args: Mapping[str, Any] | None = None, **extra: Any) -> None:
         """Make a layer of a pattern: ``x, y, s = layer(P, q, A, b)``.
 
             minimize 1/2 x'Px + q'x   subject to  Ax + s = b,  s in K

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from cvxlayers.errors import Status
-from cvxlayers.host import HostMap, Port
+from cvxlayers.host import HostMap, Port, state_size
 from cvxlayers.program import Solution
 
 Values = Sequence[Sequence[Any]]  # one list for each argument of a rule, the parameters last
@@ -52,7 +53,7 @@ class Rule:
     @classmethod
     def solution(cls, core: HostMap) -> Rule:
         """The rule that is the map itself."""
-        return cls((), Argument("outputs", tuple(range(len(core.outputs)))), len(core.inputs))
+        return _whole(len(core.inputs), len(core.outputs))
 
     @classmethod
     def read(cls, text: str) -> Rule:
@@ -66,12 +67,12 @@ class Rule:
         """The rule as a string, for graphs that hold nothing else."""
         return json.dumps([self.size, *((argument.kind, argument.which) for argument in (*self.given, self.result))])
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[Argument, ...]:
         """What the rule is differentiated in: the arguments given, and the parameters."""
         return *self.given, Argument("inputs", tuple(range(self.size)))
 
-    @property
+    @cached_property
     def order(self) -> int:
         """How often the map is differentiated."""
         return sum([argument.kind == "inputs" for argument in (*self.given, self.result)])
@@ -117,10 +118,19 @@ class Rule:
         return rule, [*values[:j], *values[j + 1 : -1], there, values[-1]]
 
     def batch(self, inputs: Sequence[Port], operands: Sequence[Any]) -> tuple[int, ...]:
-        """The batch shape of the results."""
+        """The batch shape of a call."""
         if self.given:
             return tuple(operands[-1].shape[:-1])
         return next(filter(None, [_lead(p, None, port) for p, port in zip(operands[: self.size], inputs, strict=True)]), ())
+
+    def shapes(self, core: Any, operands: Sequence[Any]) -> list[tuple[int, ...]]:
+        """The shapes of the results, the last one that of the state where the rule makes it."""
+        if self.result.kind == "inputs":
+            params = self.split(operands)[0][-1]
+            return [tuple(params[k].shape) for k in self.result.which]
+        batch = self.batch(core.inputs, operands)
+        state = [] if self.given else [(*batch, state_size(core.conic.pattern))]
+        return [*((*batch, *core.outputs[k].shape) for k in self.result.which), *state]
 
     def mapped(
         self, inputs: Sequence[Port], rows: int, operands: Sequence[Any], axes: Sequence[int | None]
@@ -168,6 +178,11 @@ def check_twice(core: Any) -> None:
     pattern, nothing = core.conic.pattern, [np.zeros(port.shape) for port in core.inputs]
     failed = Solution(np.zeros(pattern.n), np.zeros(pattern.m), np.zeros(pattern.m), np.array(int(Status.NUMERICAL_ERROR)), np.array(0))
     core.second_jvp(core.restore(nothing, failed), nothing, nothing)
+
+
+@cache
+def _whole(inputs: int, outputs: int) -> Rule:
+    return Rule((), Argument("outputs", tuple(range(outputs))), inputs)
 
 
 def _known(rule: Rule) -> Rule:

@@ -10,8 +10,9 @@ import inspect
 import json
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.autograd import forward_ad
 
 from cvxlayers import interface
 from cvxlayers.backend import NUMPY, Backend, register
-from cvxlayers.host import HostMap, Options, check_count, solution_of, state_of, state_size
+from cvxlayers.host import HostMap, Options, check_count, solution_of, state_of
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values, flat
 
@@ -43,11 +44,14 @@ class _Module(interface.HostLayer, torch.nn.Module):
         CORES[self.key] = self.core
 
     def _solve(self, params: Sequence[Any], options: Options, return_info: bool) -> Any:
+        check_count(self.core.inputs, params)
+        given = [p for p in params if isinstance(p, Tensor)]
+        dtype = reduce(torch.promote_types, [t.dtype for t in given]) if given else torch.float64 if params else torch.get_default_dtype()
+        device = given[0].device if given else None
         if torch.compiler.is_compiling() and _at_compile_time() and not (return_info or options.warm_start):
-            _, dtype, device = _checked(params, self.core)
             tensors = [p if isinstance(p, Tensor) else torch.as_tensor(np.asarray(p), device=device) for p in params]
             return _traced(self.key, options.on_failure, dict(options.solver_args or {}), dtype, *tensors)
-        return _eager(self.core, params, options, return_info)
+        return _eager(self.core, options, dtype, device, params, return_info)
 
 
 class CvxpyLayer(interface.CvxpyLayer, _Module):
@@ -71,38 +75,40 @@ class ConicLayer(interface.ConicLayer, _Module):
     """A batch of cone programs of one `Pattern` as a differentiable PyTorch module: ``x, y, s = layer(P, q, A, b)``."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """How a map is called, and what came of it: the last Info, and what the host keeps of a plain call for the tensors of that call alone."""
+    """How a map is called, and what came of it: Infos, and what the host saved, which holds for the tensors of that call alone."""
 
     core: Any
     options: Options
     dtype: torch.dtype
-    device: Any
     key: str = ""
     infos: list[Info] = field(default_factory=list)
     saved: list[Any] = field(default_factory=list)
 
     def run(self, rule: Rule, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Call the host."""
-        if not rule.given:
-            values, info, saved = self.core.forward(tensors, self.options)
+        if rule.given:
+            (*directions, params), state = rule.split(tensors)
+            saved = self.saved[0] if self.saved else self.core.restore(params, solution_of(_host(state), self.core.conic.pattern))
+            found = rule.run(self.core, saved, [[_host(t) for t in values] for values in directions])
+        else:
+            found, info, saved = self.core.forward(tensors, self.options)
             self.infos.append(info)
             self.saved.append(saved)
-            return (*self.outputs(values), torch.from_numpy(state_of(info.solution)))
-        (*directions, params), state = rule.split(tensors)
-        saved = self.saved[0] if self.saved else self.core.restore(params, solution_of(_host(state), self.core.conic.pattern))
-        found = rule.run(self.core, saved, [[_host(t) for t in values] for values in directions])
-        if rule.result.kind == "outputs":
-            return self.outputs(found)
-        return tuple(_tensor(gradient, params[k]) for k, gradient in zip(rule.result.which, found, strict=True))
+            found = [*found, state_of(info.solution)]
+        return tuple(_tensor(value, *kind) for value, kind in zip(found, self.kinds(rule, tensors), strict=True))
 
-    def outputs(self, values: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(v).to(device=self.device, dtype=self.type(np.iscomplexobj(v))) for v in values)
-
-    def type(self, is_complex: bool) -> torch.dtype:
-        real = self.dtype.to_real()
-        return torch.promote_types(real, torch.complex64) if is_complex else real  # half precision has no complex type
+    def kinds(self, rule: Rule, tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device | None]]:
+        """The dtypes and devices of the results."""
+        if rule.result.kind == "inputs":
+            params = rule.split(tensors)[0][-1]
+            return [(params[k].dtype, params[k].device) for k in rule.result.which]
+        real = self.dtype.to_real()  # half precision has no complex type
+        device = tensors[0].device if tensors else None
+        complex_ = [self.core.outputs[k].complex for k in rule.result.which]
+        outputs = [(torch.promote_types(real, torch.complex64) if wide else real, device) for wide in complex_]
+        return outputs if rule.given else [*outputs, (torch.float64, None)]
 
 
 class _Rule(torch.autograd.Function):
@@ -152,7 +158,7 @@ class _Rule(torch.autograd.Function):
         return found, (0,) * len(found)
 
 
-_Rule.forward.__signature__ = inspect.signature(_Rule.forward)  # type: ignore[attr-defined]  # asked for at every call: 20 us
+vars(_Rule.forward)["__signature__"] = inspect.signature(_Rule.forward)  # asked for at every call: 20 us
 
 
 def _apply(call: _Call, state: Tensor, rule: Rule, values: Values) -> tuple[Tensor, ...]:
@@ -170,30 +176,16 @@ def _primals(tensors: Iterable[Any]) -> list[Any]:
     return [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in tensors]
 
 
-def _checked(params: Sequence[Any], core: HostMap) -> tuple[list[Tensor], torch.dtype, torch.device | None]:
-    """The tensors among the parameters, their widest dtype, their device."""
-    check_count(core.inputs, params)
-    given = [p for p in params if isinstance(p, Tensor)]
-    dtype = given[0].dtype if given else torch.float64 if params else torch.get_default_dtype()
-    for tensor in given:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    for p, port in zip(params, core.inputs, strict=True):
-        if isinstance(p, Tensor) and not (p.is_floating_point() or p.is_complex()):
-            raise ValueError(f"parameter '{port.name}' is a tensor of dtype {p.dtype}; wanted a floating one, as from x.double()")
-    return given, dtype, given[0].device if given else None
-
-
-def _eager(core: HostMap, params: Sequence[Any], options: Options, return_info: bool) -> Any:
-    given, dtype, device = _checked(params, core)
-    tensors = [p if isinstance(p, Tensor) else _constant(p, port.name) for p, port in zip(params, core.inputs, strict=True)]
-    call = _Call(core, options, dtype, device)
-    differentiable = _nested() or (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+def _eager(core: HostMap, options: Options, dtype: torch.dtype, device: Any, params: Sequence[Any], return_info: bool) -> Any:
+    tensors = [p if isinstance(p, Tensor) else _constant(p, port.name, device) for p, port in zip(params, core.inputs, strict=True)]
+    call = _Call(core, options, dtype)
+    differentiable = _nested() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
     *outputs, _ = (_Rule.apply if differentiable else _Rule.forward)(call, Rule.solution(core), *tensors)
     return (tuple(outputs), call.infos[-1]) if return_info else tuple(outputs)
 
 
 def _traced(key: str, on_failure: str, solver_args: dict[str, Any], dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    call = _described(json.dumps([key, on_failure, solver_args]), dtype, tensors)
+    call = _described(json.dumps([key, on_failure, solver_args]), dtype)
     return _Rule.apply(call, Rule.solution(call.core), *tensors)[:-1]
 
 
@@ -207,58 +199,48 @@ def _at_compile_time() -> bool:
     return True
 
 
-_at_compile_time._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, not imported
+vars(_at_compile_time)["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result, not imported
 
 
-def _described(key: str, dtype: torch.dtype, tensors: Sequence[Any]) -> _Call:
+def _described(key: str, dtype: torch.dtype) -> _Call:
     """The call that a graph names by ``key``."""
     name, on_failure, solver_args = json.loads(key)
-    return _Call(CORES[name], Options(solver_args, on_failure), dtype, tensors[0].device if tensors else None, key)
+    return _Call(CORES[name], Options(solver_args, on_failure), dtype, key)
 
 
-@torch.library.custom_op(
-    "cvxlayers::rule", mutates_args=(), schema="(str key, ScalarType dtype, str rule, Tensor[] tensors) -> Tensor[]"
-)
+@torch.library.custom_op("cvxlayers::rule", mutates_args=(), schema="(str key, ScalarType dtype, str rule, Tensor[] tensors) -> Tensor[]")
 def _rule_op(key: str, dtype: torch.dtype, rule: str, tensors: Sequence[Any]) -> list[Tensor]:
     if forward_ad._current_level >= 0:  # PyTorch would give zero tangents without an error
         raise RuntimeError("forward mode cannot pass through a compiled graph; compile the function that takes the derivative")
-    return list(_described(key, dtype, tensors).run(Rule.read(rule), tensors))
+    return list(_described(key, dtype).run(Rule.read(rule), tensors))
 
 
 @_rule_op.register_fake
 def _(key: str, dtype: torch.dtype, text: str, tensors: Sequence[Any]) -> list[Tensor]:
-    call, rule = _described(key, dtype, tensors), Rule.read(text)
-    core, batch = call.core, rule.batch(call.core.inputs, tensors)
-    if rule.result.kind == "inputs":
-        params = rule.split(tensors)[0][-1]
-        return [torch.empty(params[k].shape, dtype=params[k].dtype, device=params[k].device) for k in rule.result.which]
-    outputs = [torch.empty((*batch, *port.shape), dtype=call.type(port.complex), device=call.device) for port in core.outputs]
-    return outputs if rule.given else [*outputs, torch.empty((*batch, state_size(core.conic.pattern)), dtype=torch.float64)]
+    call, rule = _described(key, dtype), Rule.read(text)
+    results = zip(rule.shapes(call.core, tensors), call.kinds(rule, tensors), strict=True)
+    return [torch.empty(shape, dtype=dtype, device=device) for shape, (dtype, device) in results]
 
 
-def _constant(value: Any, name: str) -> Tensor:
+def _constant(value: Any, name: str, device: Any) -> Tensor:
     """A parameter that is no tensor as one, in single precision if it was."""
     try:
         array = np.asarray(value)
-        return torch.from_numpy(np.array(array if array.dtype in (np.float32, np.complex64) else NUMPY.host(array), order="C"))
+        array = np.array(array if array.dtype in (np.float32, np.complex64) else NUMPY.host(array), order="C")
     except (TypeError, ValueError) as error:
         raise ValueError(f"parameter '{name}': {error}") from None
+    return torch.from_numpy(array).to(device)
 
 
-def _tensor(value: Any, like: Tensor) -> Tensor:
-    # A real tensor given for a complex parameter takes the real part, as PyTorch's own functions do.
-    value = value if like.is_complex() else value.real
-    return torch.from_numpy(np.ascontiguousarray(value)).to(dtype=like.dtype, device=like.device)
+def _tensor(value: np.ndarray, dtype: torch.dtype, device: Any) -> Tensor:
+    real = value if dtype.is_complex else value.real  # the cotangent of a real tensor that was given for a complex parameter
+    return torch.from_numpy(np.asarray(real, order="C")).to(dtype=dtype, device=device)
 
 
 def _host(x: Tensor) -> np.ndarray:
-    if x.dtype not in (torch.float64, torch.complex128):
-        x = x.detach().to(torch.complex128 if x.is_complex() else torch.float64)
-    return x.numpy(force=True)
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"got a tensor of dtype {x.dtype}; wanted a floating one, as from x.double()")
+    return x.detach().to(torch.complex128 if x.is_complex() else torch.float64).numpy(force=True)
 
 
-def _resolution(x: Tensor) -> float:
-    return torch.finfo(x.dtype if x.is_floating_point() or x.is_complex() else torch.float64).eps
-
-
-register(Backend("torch", _host, _resolution))
+register(Backend("torch", _host, lambda x: torch.finfo(x.dtype).eps))
