@@ -18,7 +18,7 @@ import numpy as np
 from cvxlayers import adjoint, failures, solvers
 from cvxlayers.adjoint import Certificate
 from cvxlayers.errors import Status, warn
-from cvxlayers.host import common_batch
+from cvxlayers.host import check_start, common_batch
 from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
@@ -208,13 +208,7 @@ class ConicLayer:
     def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray) -> Solution | None:
         if info is None:
             return None
-        if not isinstance(info, Info):
-            raise ValueError(f"warm_start is a {type(info).__name__}; wanted the info of an earlier call (return_info=True)")
-        if info.status.shape != batch or info.solution.x.shape[-1] != self.pattern.n or info.solution.y.shape[-1] != self.pattern.m:
-            raise ValueError(
-                f"warm_start has batch shape {info.status.shape} and sizes {info.solution.x.shape[-1]}, {info.solution.y.shape[-1]}; "
-                f"wanted {batch} and {self.pattern.n}, {self.pattern.m}, as in the call that made it"
-            )
+        check_start(info, batch, self.pattern)
         if not solver.warm_start:
             return None
         cold = ~(info.status.reshape(-1, 1) <= OK)

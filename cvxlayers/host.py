@@ -107,6 +107,18 @@ def check_real(port: Port, is_complex: bool) -> None:
         raise ValueError(f"parameter '{port.name}' is real and got complex values; pass its real part, or declare it complex=True")
 
 
+def check_start(info: Any, batch: tuple[int, ...], pattern: Pattern) -> None:
+    """Raise ValueError unless a call of this batch shape can start from what ``info`` tells of an earlier one."""
+    if not isinstance(info, Info):
+        raise ValueError(f"warm_start is a {type(info).__name__}; wanted the info of an earlier call (return_info=True)")
+    got, sizes = tuple(info.status.shape), (info.solution.x.shape[-1], info.solution.y.shape[-1])
+    if got != batch or sizes != (pattern.n, pattern.m):
+        raise ValueError(
+            f"warm_start has batch shape {got} and sizes {sizes[0]}, {sizes[1]}; wanted {batch} and {pattern.n}, {pattern.m}, as in the call "
+            "that made it"
+        )
+
+
 def batch_shapes(ports: Sequence[Port], shapes: Sequence[Shape]) -> list[tuple[str, Any]]:
     """The name and the batch shape of each value, from its own shape; raises ValueError for a shape that is not the port's with batch axes."""
     leads = []
