@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
+import array_api_compat.torch as torch_namespace
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from cvxlayers import interface
-from cvxlayers.backend import NUMPY, Backend, register
+from cvxlayers.backend import NUMPY, Backend, Verbs, register, unrolled_loop, unrolled_scan
 from cvxlayers.host import HostMap, Options, check_count, solution_of, state_of
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values, flat
@@ -44,14 +45,11 @@ class _Module(interface.HostLayer, torch.nn.Module):
         CORES[self.key] = self.core
 
     def _solve(self, params: Sequence[Any], options: Options, return_info: bool) -> Any:
-        check_count(self.core.inputs, params)
-        given = [p for p in params if isinstance(p, Tensor)]
-        dtype = reduce(torch.promote_types, [t.dtype for t in given]) if given else torch.float64 if params else torch.get_default_dtype()
-        device = given[0].device if given else None
         if torch.compiler.is_compiling() and _at_compile_time() and not (return_info or options.warm_start):
+            dtype, device = _common(self.core, params)
             tensors = [p if isinstance(p, Tensor) else torch.as_tensor(np.asarray(p), device=device) for p in params]
             return _traced(self.key, options.on_failure, dict(options.solver_args or {}), dtype, *tensors)
-        return _eager(self.core, options, dtype, device, params, return_info)
+        return _eager(self.core, params, options, return_info)
 
 
 class CvxpyLayer(interface.CvxpyLayer, _Module):
@@ -176,7 +174,17 @@ def _primals(tensors: Iterable[Any]) -> list[Any]:
     return [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in tensors]
 
 
-def _eager(core: HostMap, options: Options, dtype: torch.dtype, device: Any, params: Sequence[Any], return_info: bool) -> Any:
+def _common(core: HostMap, params: Sequence[Any]) -> tuple[torch.dtype, torch.device | None]:
+    """The widest dtype of the tensors among the parameters, and their device."""
+    check_count(core.inputs, params)
+    given = [p for p in params if isinstance(p, Tensor)]
+    if not given:
+        return torch.float64 if params else torch.get_default_dtype(), None
+    return reduce(torch.promote_types, [t.dtype for t in given]), given[0].device
+
+
+def _eager(core: HostMap, params: Sequence[Any], options: Options, return_info: bool) -> Any:
+    dtype, device = _common(core, params)
     tensors = [p if isinstance(p, Tensor) else _constant(p, port.name, device) for p, port in zip(params, core.inputs, strict=True)]
     call = _Call(core, options, dtype)
     differentiable = _nested() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
@@ -243,4 +251,51 @@ def _host(x: Tensor) -> np.ndarray:
     return x.detach().to(torch.complex128 if x.is_complex() else torch.float64).numpy(force=True)
 
 
-register(Backend("torch", _host, lambda x: torch.finfo(x.dtype).eps))
+# The verbs of this framework.
+
+
+class _Constant(torch.autograd.Function):
+    """Outputs of any function as constants: no transform looks inside, mapped axes become leading ones."""
+
+    @staticmethod
+    def forward(f: Any, ranks: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
+        return tuple(f(*arrays))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Any) -> Any:
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> Any:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
+        pairs = list(zip(arrays, in_dims[2:], ranks, strict=True))
+        lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
+        lifted = [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
+        found = _Constant.apply(f, ranks, *lifted)
+        return found, (0,) * len(found)
+
+
+def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator(like.device).manual_seed(int(seed))
+    return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+
+VERBS = Verbs(
+    xp=torch_namespace,
+    asarray=lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
+    stop=torch.Tensor.detach,
+    vjp=torch.func.vjp,
+    loop=unrolled_loop,
+    scan=unrolled_scan(torch.stack),
+    constant=_Constant.apply,
+    normal=_normal,
+    call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),
+)
+register(Backend("torch", _host, lambda x: torch.finfo(x.dtype).eps, VERBS))
