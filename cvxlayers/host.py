@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from cvxlayers.backend import backend_of
 from cvxlayers.program import Info, Pattern, Solution
@@ -51,6 +52,7 @@ class HostMap(ABC):
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    conic: Any  # the differentiable cone program beneath
 
     def values(self, params: Sequence[Any]) -> list[np.ndarray]:
         """The parameters as NumPy float64 or complex128 arrays; raises ValueError for a wrong count or dtype."""
@@ -114,13 +116,13 @@ def check_start(info: Any, batch: tuple[int, ...], pattern: Pattern) -> None:
     got, sizes = tuple(info.status.shape), (info.solution.x.shape[-1], info.solution.y.shape[-1])
     if got != batch or sizes != (pattern.n, pattern.m):
         raise ValueError(
-            f"warm_start has batch shape {got} and sizes {sizes[0]}, {sizes[1]}; wanted {batch} and {pattern.n}, {pattern.m}, as in the call "
-            "that made it"
+            f"warm_start has batch shape {got} and sizes {sizes[0]}, {sizes[1]}; wanted {batch} and {pattern.n}, {pattern.m}, as in the "
+            "call that made it"
         )
 
 
 def batch_shapes(ports: Sequence[Port], shapes: Sequence[Shape]) -> list[tuple[str, Any]]:
-    """The name and the batch shape of each value, from its own shape; raises ValueError for a shape that is not the port's with batch axes."""
+    """The name and the batch shape of each value, from its own shape; raises ValueError for shapes that the ports do not have."""
     leads = []
     for position, (port, shape) in enumerate(zip(ports, shapes, strict=True), 1):
         name, lead = f"parameter '{port.name}'", None
@@ -145,8 +147,8 @@ def common_batch(leads: Sequence[tuple[str, Shape]]) -> Any:
         elif lead is not None:
             if len(lead) != len(batch) or not _agree(lead, batch):
                 raise ValueError(
-                    f"{first} has batch shape {batch} and {name} has batch shape {lead}; wanted equal batch shapes, or none for what all rows "
-                    "share"
+                    f"{first} has batch shape {batch} and {name} has batch shape {lead}; wanted equal batch shapes, or none for what all "
+                    "rows share"
                 )
             batch = tuple(b if a is None else a for a, b in zip(lead, batch, strict=True))
     return batch
@@ -156,9 +158,11 @@ def _agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
     return all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
 
 
-def state_of(solution: Solution) -> np.ndarray:
+def state_of(solution: Solution) -> Any:
     """A solution as one array [x, y, s, status] (*batch, n + 2m + 1), all that a derivative needs beside the parameters."""
-    return np.concatenate([solution.x, solution.y, solution.s, np.asarray(solution.status)[..., None]], axis=-1)
+    xp = array_namespace(solution.x)
+    parts = (solution.x, solution.y, solution.s, xp.astype(solution.status, solution.x.dtype)[..., None])
+    return xp.concat(parts, axis=-1)
 
 
 def state_size(pattern: Pattern) -> int:
@@ -171,3 +175,26 @@ def solution_of(state: Any, pattern: Pattern) -> Solution:
     n, m = pattern.n, pattern.m
     x, y, s = state[..., :n], state[..., n : n + m], state[..., n + m : n + 2 * m]
     return Solution(x, y, s, state[..., n + 2 * m].astype(np.int32))
+
+
+def start_of(state: np.ndarray, pattern: Pattern) -> Info:
+    """An Info that tells no more than where to start."""
+    solution = solution_of(state.astype(np.float64), pattern)
+    status = solution.status
+    return Info(status, *[status] * 5, solver="", warm_started=status, solution=solution)
+
+
+FIGURES = ("iterations", "warm_started", "objective", "primal_residual", "dual_residual", "gap")  # of an Info, beside its solution
+
+
+def record_of(info: Info) -> np.ndarray:
+    """An Info as one array (*batch, n + 2m + 7): a state, and the figures."""
+    return np.concatenate([state_of(info.solution), np.stack([getattr(info, name) for name in FIGURES], axis=-1)], axis=-1)
+
+
+def info_of(record: Any, core: HostMap) -> Info:
+    """The Info that `record_of` wrote down, as arrays of the record's framework."""
+    figures = {name: record[..., state_size(core.conic.pattern) + k] for k, name in enumerate(FIGURES)}
+    figures |= {"iterations": figures["iterations"].astype(np.int32), "warm_started": figures["warm_started"] != 0}
+    solution = replace(solution_of(record, core.conic.pattern), iterations=figures["iterations"])
+    return Info(status=solution.status, solver=core.conic.solver.name, solution=solution, **figures)

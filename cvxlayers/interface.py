@@ -1,6 +1,7 @@
 """What the layers of all frameworks have alike: the arguments they are made of, and the arguments of a call.
 
-An adapter adds its framework's own base class with two methods, ``_hold`` and ``_solve``, and makes `solve` the method that its framework calls.
+An adapter adds its framework's own base class with the methods ``_hold`` and ``_solve``, and makes `solve` the method that the framework
+calls.
 """
 
 from __future__ import annotations

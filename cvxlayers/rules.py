@@ -2,9 +2,9 @@
 
     F(p; g; d_1, ..., d_k) = <g, f^(k)(p)[d_1, ..., d_k]>
 
-A `Rule` is the form with one argument left out, which is its result: f(p) itself leaves out g where k = 0, f'(p)* g leaves out d_1, f'(p) d
-leaves out g. A rule is linear in each argument given, and its derivative along p has one direction more. So the tangent and the adjoint of a
-rule are rules, and a rule for many rows at once is the same rule: an adapter says only how its framework asks.
+A `Rule` is the form with one argument left out, which is its result: f(p) itself leaves out g where k = 0, f'(p)* g leaves out d_1, and
+f'(p) d leaves out g. A rule is linear in each argument given, and its derivative along p has one direction more. So the tangent and the
+adjoint of a rule are rules, and a rule for many rows at once is the same rule: an adapter says only how its framework asks.
 """
 
 from __future__ import annotations
@@ -91,11 +91,10 @@ class Rule:
         for argument, values in zip(self.given, directions, strict=True):
             there = dict(zip(argument.which, values, strict=True))
             dense[argument.kind].append([there.get(k) for k in range(len(getattr(core, argument.kind)))])
-        if self.result.kind == "outputs":
-            found = (core.jvp if self.order == 1 else core.second_jvp)(saved, *dense["inputs"])
-        else:
-            needed = [k in self.result.which for k in range(self.size)]
-            found = (core.vjp if self.order == 1 else core.second_vjp)(saved, *dense["outputs"], *dense["inputs"], needed)
+        pulls = self.result.kind == "inputs"
+        apply = getattr(core, ("second_" if self.order == 2 else "") + ("vjp" if pulls else "jvp"))
+        needed = [[k in self.result.which for k in range(self.size)]] if pulls else []
+        found = apply(saved, *dense["outputs"], *dense["inputs"], *needed)
         return [found[k] for k in self.result.which]
 
     def tangents(self, values: Values, moved: Values) -> list[tuple[Rule, Values]]:

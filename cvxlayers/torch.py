@@ -1,7 +1,7 @@
 """The PyTorch adapter: modules around a `HostMap`, and the one autograd function that gives them every derivative.
 
-Each `Rule` is an application of `_Rule`, whose backward, forward mode and vmap are the rules that `cvxlayers.rules` derives from it, so both
-modes nest, up to second order. The state, the cone program's solution, is a constant to PyTorch: the rules know how it moves.
+Each `Rule` is an application of `_Rule`, whose backward, forward mode and vmap are the rules that `cvxlayers.rules` derives from it, so
+both modes nest, up to second order. The state, the cone program's solution, is a constant to PyTorch: the rules know how it moves.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict"),
     ("conic",),
-    ("conic_map", "layer", "rules"),
+    ("conic_map", "layer", "pairs", "rules"),
     ("interface",),
     ("jax", "report", "tensorflow", "torch"),
     ("",),
