@@ -11,7 +11,7 @@ the solution: `restore` turns them into what `forward` would have saved, so noth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,10 +59,7 @@ class HostMap(ABC):
         check_count(self.inputs, params)
         values = []
         for port, param in zip(self.inputs, params, strict=True):
-            try:
-                values.append(backend_of(param).host(param))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"parameter '{port.name}': {error}") from None
+            values.append(converted(port, backend_of(param).host, param))
             check_real(port, values[-1].dtype.kind == "c")
         return values
 
@@ -101,6 +98,14 @@ def check_count(ports: Sequence[Port], params: Sequence[Any]) -> None:
     if len(params) != len(ports):
         names = ", ".join([repr(port.name) for port in ports])
         raise ValueError(f"got {len(params)} parameter values; wanted {len(ports)}, one for each of {names or 'no parameters'}")
+
+
+def converted(port: Port, convert: Callable[[Any], Any], value: Any) -> Any:
+    """``convert(value)``, whose errors name the parameter."""
+    try:
+        return convert(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"parameter '{port.name}': {error}") from None
 
 
 def check_real(port: Port, is_complex: bool) -> None:
@@ -195,6 +200,6 @@ def record_of(info: Info) -> np.ndarray:
 def info_of(record: Any, core: HostMap) -> Info:
     """The Info that `record_of` wrote down, as arrays of the record's framework."""
     figures = {name: record[..., state_size(core.conic.pattern) + k] for k, name in enumerate(FIGURES)}
-    figures |= {"iterations": figures["iterations"].astype(np.int32), "warm_started": figures["warm_started"] != 0}
+    figures |= {"iterations": figures["iterations"].astype(np.int32), "warm_started": figures["warm_started"].astype(bool)}
     solution = replace(solution_of(record, core.conic.pattern), iterations=figures["iterations"])
     return Info(status=solution.status, solver=core.conic.solver.name, solution=solution, **figures)

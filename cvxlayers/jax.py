@@ -1,6 +1,6 @@
 """The JAX adapter: one primitive, which every transformation of JAX maps to itself.
 
-It is a `Rule` of `cvxlayers.rules`: its tangents, transposes and batches are rules again, each one host call for all rows. A solution travels
+It is a `Rule` of `cvxlayers.rules`: its tangents, transposes and batches are rules again, one host call for all rows. A solution travels
 to its derivatives as a record of uint32 words, so that no digit is lost where x64 is off; complex arrays travel as pairs of reals, so that
 JAX's own conventions hold for them.
 """
@@ -95,10 +95,7 @@ def _operands(core: HostMap, params: Sequence[Any]) -> tuple[list[Any], list[Any
     host.check_count(core.inputs, params)
     arrays, kinds = [], []
     for port, param in zip(core.inputs, params, strict=True):
-        try:
-            array = jnp.asarray(param)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"parameter '{port.name}': {error}") from None
+        array = host.converted(port, jnp.asarray, param)
         host.check_real(port, jnp.iscomplexobj(array))
         if not jnp.issubdtype(array.dtype, jnp.inexact):
             array = array.astype(float)
@@ -129,6 +126,7 @@ def _info(core: HostMap, record: Any) -> Info:
 def _run(*operands: Any, call: _Call, rule: Rule, compiled: bool = False) -> list[np.ndarray]:
     """A rule on the host: NumPy in, NumPy out, never an operation of JAX."""
     core, options = call.core, call.options
+    found: list[Any]
     (*directions, params), state = rule.split([np.asarray(x) for x in operands])
     dtypes = [aval.dtype for aval in _avals(*operands, call=call, rule=rule)]
     if rule.given:

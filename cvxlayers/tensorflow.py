@@ -20,7 +20,7 @@ from tensorflow.python.saved_model import save_context
 
 from cvxlayers import interface
 from cvxlayers.backend import NUMPY, Backend, Verbs, backend_of, register, unrolled_loop, unrolled_scan
-from cvxlayers.host import HostMap, Options, batch_shapes, check_count, common_batch, solution_of, state_of, state_size
+from cvxlayers.host import HostMap, Options, batch_shapes, check_count, common_batch, converted, solution_of, state_of, state_size
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values
 
@@ -130,13 +130,14 @@ class _Call:
         self.at = [k for k, p in enumerate(params) if backend_of(p).name == "tensorflow"]
         self.tensors = [params[k] if isinstance(params[k], tf.TensorSpec) else tf.convert_to_tensor(params[k]) for k in self.at]
         # A graph keeps the numbers that were there when it was traced: copies of what is no tensor.
-        self.params = self._filled(self.tensors, [p if self.eager or k in self.at else np.array(p) for k, p in enumerate(params)])
-        shapes = [tf.TensorShape(p.shape if hasattr(p, "shape") else np.shape(p)) for p in self.params]
+        kept = [
+            p if k in self.at or (self.eager and hasattr(p, "shape")) else converted(port, np.array, p)
+            for k, (p, port) in enumerate(zip(params, core.inputs, strict=True))
+        ]
+        self.params = self._filled(self.tensors, kept)
+        shapes = [tf.TensorShape(p.shape) for p in self.params]
         leads = batch_shapes(core.inputs, [None if shape.rank is None else tuple(shape) for shape in shapes])
-        batch, dtype = (
-            tf.TensorShape(common_batch(leads)),
-            self._dtype(),
-        )  # as far as known; the host, which sees the values, looks at the rest
+        batch, dtype = tf.TensorShape(common_batch(leads)), self._dtype()  # as far as known; the host, which sees the values, does the rest
         wide = tf.complex128 if dtype == tf.float64 else tf.complex64
         self.specs = [(wide if port.complex else dtype, batch + port.shape) for port in core.outputs]
         self.state = [] if self.eager else [(tf.float64, batch + [state_size(core.conic.pattern)])]

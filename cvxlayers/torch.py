@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from cvxlayers import interface
 from cvxlayers.backend import NUMPY, Backend, Verbs, register, unrolled_loop, unrolled_scan
-from cvxlayers.host import HostMap, Options, check_count, solution_of, state_of
+from cvxlayers.host import HostMap, Options, check_count, converted, solution_of, state_of
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values, flat
 
@@ -185,7 +185,10 @@ def _common(core: HostMap, params: Sequence[Any]) -> tuple[torch.dtype, torch.de
 
 def _eager(core: HostMap, params: Sequence[Any], options: Options, return_info: bool) -> Any:
     dtype, device = _common(core, params)
-    tensors = [p if isinstance(p, Tensor) else _constant(p, port.name, device) for p, port in zip(params, core.inputs, strict=True)]
+    tensors = [
+        p if isinstance(p, Tensor) else torch.from_numpy(converted(port, _array, p)).to(device)
+        for p, port in zip(params, core.inputs, strict=True)
+    ]
     call = _Call(core, options, dtype)
     differentiable = _nested() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
     *outputs, _ = (_Rule.apply if differentiable else _Rule.forward)(call, Rule.solution(core), *tensors)
@@ -230,17 +233,13 @@ def _(key: str, dtype: torch.dtype, text: str, tensors: Sequence[Any]) -> list[T
     return [torch.empty(shape, dtype=dtype, device=device) for shape, (dtype, device) in results]
 
 
-def _constant(value: Any, name: str, device: Any) -> Tensor:
-    """A parameter that is no tensor as one, in single precision if it was."""
-    try:
-        array = np.asarray(value)
-        array = np.array(array if array.dtype in (np.float32, np.complex64) else NUMPY.host(array), order="C")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"parameter '{name}': {error}") from None
-    return torch.from_numpy(array).to(device)
+def _array(value: Any) -> np.ndarray:
+    """A parameter that is no tensor, in single precision if it was."""
+    array = np.asarray(value)
+    return np.array(array if array.dtype in (np.float32, np.complex64) else NUMPY.host(array), order="C")
 
 
-def _tensor(value: np.ndarray, dtype: torch.dtype, device: Any) -> Tensor:
+def _tensor(value: Any, dtype: torch.dtype, device: Any) -> Tensor:
     real = value if dtype.is_complex else value.real  # the cotangent of a real tensor that was given for a complex parameter
     return torch.from_numpy(np.asarray(real, order="C")).to(dtype=dtype, device=device)
 
