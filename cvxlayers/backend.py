@@ -28,6 +28,7 @@ class Verbs:
     scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
     constant(f, ranks, *arrays)  the tuple f(*arrays) as constants; f may branch on values. f broadcasts the axes in front of the last
                                  ``ranks[i]`` of each array; mapped axes (vmap) are put there
+    sigmoid(x)                   1 / (1 + exp(-x)), to full relative accuracy
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
     call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
     """
@@ -39,6 +40,7 @@ class Verbs:
     loop: Callable[[Callable, Callable, tuple], tuple]
     scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
     constant: Callable[..., tuple]
+    sigmoid: Callable[[Any], Any]
     normal: Callable[[Any, Sequence[int], Any], Any]
     call: Callable[..., Any]
 
@@ -110,6 +112,7 @@ NUMPY_VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(np.stack),
     constant=lambda f, ranks, *arrays: f(*arrays),
+    sigmoid=lambda x: np.exp(-np.logaddexp(0, -x)),
     normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),
     call=_numpy_call,
 )

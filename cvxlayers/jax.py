@@ -245,6 +245,7 @@ VERBS = Verbs(
     loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
     scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
     constant=_constant,
+    sigmoid=jax.nn.sigmoid,
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,
 )

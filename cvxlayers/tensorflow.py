@@ -249,6 +249,10 @@ def _resolution(x: Any) -> float:
     return NUMPY.resolution(np.ones((), tf.as_dtype(x.dtype).as_numpy_dtype))
 
 
+def _tensor(value: Any, like: Any) -> Any:
+    return tf.convert_to_tensor(value, dtype_hint=getattr(like, "dtype", None))
+
+
 # The verbs of this framework. TensorFlow has no namespace of the array-API standard; this one has the names that are used here.
 XP = SimpleNamespace(
     **{
@@ -256,13 +260,14 @@ XP = SimpleNamespace(
         for name in ("abs", "add", "argsort", "broadcast_to", "concat", "cos", "exp", "expand_dims", "eye", "matmul")
     },
     **{name: getattr(tf, name) for name in ("maximum", "minimum", "ones_like", "reshape", "sign", "sin", "sqrt", "square", "squeeze")},
-    **{name: getattr(tf, name) for name in ("stack", "tan", "tanh", "where", "zeros_like")},
+    **{name: getattr(tf, name) for name in ("stack", "tan", "tanh", "zeros_like")},
     **{name: getattr(tf, "reduce_" + name) for name in ("all", "any", "max", "mean", "min", "prod", "sum")},
-    **{name: getattr(tf.math, name) for name in ("atan2", "log", "sigmoid")},
+    **{name: getattr(tf.math, name) for name in ("atan2", "log")},
     isfinite=tf.math.is_finite,
     isnan=tf.math.is_nan,
     astype=tf.cast,
     cumulative_sum=lambda x, axis=-1: tf.cumsum(x, axis),
+    where=lambda condition, x, y: tf.where(condition, _tensor(x, y), _tensor(y, x)),
     linalg=SimpleNamespace(solve=tf.linalg.solve, cholesky=tf.linalg.cholesky),
     matrix_transpose=tf.linalg.matrix_transpose,
     moveaxis=tensorflow.experimental.numpy.moveaxis,
@@ -302,12 +307,13 @@ def _called(core: HostMap, *params: Any, return_info: bool = False, **options: A
 
 VERBS = Verbs(
     xp=XP,
-    asarray=lambda value, like: tf.cast(tf.convert_to_tensor(value), like.dtype),
+    asarray=lambda value, like: tf.cast(_tensor(value, like), like.dtype),
     stop=tf.stop_gradient,
     vjp=_vjp,
     loop=_loop,
     scan=unrolled_scan(tf.stack),
     constant=_constant,
+    sigmoid=tf.math.sigmoid,
     normal=_normal,
     call=_called,
 )

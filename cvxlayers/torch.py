@@ -294,6 +294,7 @@ VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(torch.stack),
     constant=_Constant.apply,
+    sigmoid=torch.sigmoid,
     normal=_normal,
     call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),
 )
