@@ -2,8 +2,8 @@
 
     python benchmarks/adapters.py [torch jax tensorflow] [--calls 400]
 
-Forward and forward with backward: PyTorch eager, JAX under jit, TensorFlow inside tf.function and eager. Medians of CPU time per call, the best
-of several rounds, for the process and all its threads.
+Forward and forward with backward: PyTorch eager, JAX under jit, TensorFlow inside tf.function and eager. Medians of CPU time per call, for
+the process and all its threads, the best of several rounds.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from cvxlayers.backend import backend_of
 from cvxlayers.errors import Status
 from cvxlayers.host import HostMap, Port, state_size
 from cvxlayers.program import Solution
@@ -86,10 +87,10 @@ class Rule:
         return [*values, operands[start:end]], operands[end] if len(operands) > end else None
 
     def run(self, core: HostMap, saved: Any, directions: Values) -> list[np.ndarray]:
-        """The derivative, on the host, from what the map has saved and the values of the arguments given."""
+        """The derivative, on the host, from what the map has saved and the values of the arguments given, arrays of any framework."""
         dense: dict[str, list[Any]] = {"inputs": [], "outputs": []}
         for argument, values in zip(self.given, directions, strict=True):
-            there = dict(zip(argument.which, values, strict=True))
+            there = {k: backend_of(value).host(value) for k, value in zip(argument.which, values, strict=True)}
             dense[argument.kind].append([there.get(k) for k in range(len(getattr(core, argument.kind)))])
         pulls = self.result.kind == "inputs"
         apply = getattr(core, ("second_" if self.order == 2 else "") + ("vjp" if pulls else "jvp"))

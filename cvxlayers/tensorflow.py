@@ -90,8 +90,8 @@ def _copied(kind: Any, core: HostMap, name: str) -> _Layer:
 class CvxpyLayer(interface.CvxpyLayer, _Layer):
     """A disciplined convex problem as a differentiable TensorFlow function and Keras 3 layer, whose name is ``name``.
 
-    Inside tf.function there is no ``return_info``; a SolverError becomes a tf.errors.UnknownError with the same text, and a wrong shape that
-    is not known before a tf.errors.InvalidArgumentError. Tapes nest twice. Forward accumulators are refused where they can be seen: an
+    Inside tf.function there is no ``return_info``; a SolverError becomes a tf.errors.UnknownError with the same text, and a wrong shape
+    that is not known before a tf.errors.InvalidArgumentError. Tapes nest twice. Forward accumulators are refused where they can be seen: an
     accumulator around a call of a tf.function cannot, and TensorFlow then fails with an error of its own.
 
     >>> import cvxpy as cp
@@ -137,7 +137,7 @@ class _Call:
         self.params = self._filled(self.tensors, kept)
         shapes = [tf.TensorShape(p.shape) for p in self.params]
         leads = batch_shapes(core.inputs, [None if shape.rank is None else tuple(shape) for shape in shapes])
-        batch, dtype = tf.TensorShape(common_batch(leads)), self._dtype()  # as far as known; the host, which sees the values, does the rest
+        batch, dtype = tf.TensorShape(common_batch(leads)), self._dtype()  # what is known; the host sees the rest
         wide = tf.complex128 if dtype == tf.float64 else tf.complex64
         self.specs = [(wide if port.complex else dtype, batch + port.shape) for port in core.outputs]
         self.state = [] if self.eager else [(tf.float64, batch + [state_size(core.conic.pattern)])]
@@ -180,11 +180,11 @@ class _Call:
             like = [(self.params[k].dtype, self.params[k].shape) if k in self.at else None for k in range(rule.size)]
 
         def work(arrays: Sequence[np.ndarray]) -> list[Any]:
-            *params, record = arrays[: len(held)] or [None]
             given = iter(arrays[len(held) :])
-            directions = [[NUMPY.host(next(given)) for _ in argument.which] for argument in rule.given]
+            directions = [[next(given) for _ in argument.which] for argument in rule.given]
             if not state:
                 return rule.run(self.core, self.saved, directions)
+            *params, record = arrays[: len(held)]
             saved = self.core.restore(self._filled(params, self.params), solution_of(record, self.core.conic.pattern))
             return rule.run(self.core, saved, directions)
 

@@ -89,7 +89,7 @@ class _Call:
         if rule.given:
             (*directions, params), state = rule.split(tensors)
             saved = self.saved[0] if self.saved else self.core.restore(params, solution_of(_host(state), self.core.conic.pattern))
-            found = rule.run(self.core, saved, [[_host(t) for t in values] for values in directions])
+            found = rule.run(self.core, saved, directions)
         else:
             found, info, saved = self.core.forward(tensors, self.options)
             self.infos.append(info)
