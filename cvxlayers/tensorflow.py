@@ -120,7 +120,7 @@ class ConicLayer(interface.ConicLayer, _Layer):
 
 
 class _Call:
-    """One call of a map: where tensors stand among its parameters, the derivatives there, and what comes back beside the outputs."""
+    """One call of a map: its parameters as tensors, those ``at`` which there were tensors, and what comes back beside the outputs."""
 
     info: Info
 
@@ -128,46 +128,39 @@ class _Call:
         check_count(core.inputs, params)
         self.core, self.options, self.eager = core, options, tf.executing_eagerly()
         self.at = [k for k, p in enumerate(params) if backend_of(p).name == "tensorflow"]
-        self.tensors = [params[k] if isinstance(params[k], tf.TensorSpec) else tf.convert_to_tensor(params[k]) for k in self.at]
-        # A graph keeps the numbers that were there when it was traced: copies of what is no tensor.
-        kept = [
-            p if k in self.at or (self.eager and hasattr(p, "shape")) else converted(port, np.array, p)
+        self.params = [
+            p if isinstance(p, tf.TensorSpec) else converted(port, tf.convert_to_tensor, p if k in self.at else converted(port, _array, p))
             for k, (p, port) in enumerate(zip(params, core.inputs, strict=True))
         ]
-        self.params = self._filled(self.tensors, kept)
-        shapes = [tf.TensorShape(p.shape) for p in self.params]
-        leads = batch_shapes(core.inputs, [None if shape.rank is None else tuple(shape) for shape in shapes])
-        batch, dtype = tf.TensorShape(common_batch(leads)), self._dtype()  # what is known; the host sees the rest
+        shapes = [None if p.shape.rank is None else tuple(p.shape) for p in self.params]
+        batch = tf.TensorShape(common_batch(batch_shapes(core.inputs, shapes)))  # as far as it is known; the host sees the rest
+        dtype = self._dtype()
         wide = tf.complex128 if dtype == tf.float64 else tf.complex64
         self.specs = [(wide if port.complex else dtype, batch + port.shape) for port in core.outputs]
         self.state = [] if self.eager else [(tf.float64, batch + [state_size(core.conic.pattern)])]
 
     def _dtype(self) -> Any:
-        """The widest real dtype of the tensors."""
-        for k, tensor in zip(self.at, self.tensors, strict=True):
-            port = self.core.inputs[k]
-            if not (tensor.dtype.is_floating or tensor.dtype.is_complex and port.complex):
+        """The widest real dtype of the tensors given."""
+        for k in self.at:
+            port, dtype = self.core.inputs[k], self.params[k].dtype
+            if not (dtype.is_floating or dtype.is_complex and port.complex):
                 wanted = "a complex or a floating one" if port.complex else "a floating one"
-                raise ValueError(f"parameter '{port.name}' is a tensor of dtype {tensor.dtype.name}; wanted {wanted}")
-        real = {tensor.dtype.real_dtype for tensor in self.tensors} or {tf.float64}
+                raise ValueError(f"parameter '{port.name}' is a tensor of dtype {dtype.name}; wanted {wanted}")
+        real = {self.params[k].dtype.real_dtype for k in self.at} or {tf.float64}
         widest = [dtype for dtype in real if dtype.size == max(other.size for other in real)]
         return widest[0] if len(widest) == 1 else tf.float32  # of the two of half precision, neither holds the other
 
-    def _filled(self, given: Sequence[Any], base: Sequence[Any]) -> list[Any]:
-        there = dict(zip(self.at, given, strict=True))
-        return [there.get(k, p) for k, p in enumerate(base)]
-
     def solve(self) -> list[Any]:
         """The outputs."""
-        if self.tensors and forwardprop_util.pack_tangents(self.tensors).tangents:
+        if self.params and forwardprop_util.pack_tangents(self.params).tangents:
             raise ValueError("CvxpyLayer and ConicLayer have no forward mode in TensorFlow: use a GradientTape, not a ForwardAccumulator")
         if not self.eager and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
             raise ValueError("XLA cannot hold this layer, which calls the host: use tf.function without jit_compile=True.")
-        found = _on_host(self._forward, self.tensors, [*self.specs, *self.state])
+        found = _on_host(self._forward, self.params, [*self.specs, *self.state])
         return self._tied(found[: len(self.specs)], Rule.solution(self.core), [self.params], found[len(self.specs) :])
 
-    def _forward(self, arrays: Sequence[np.ndarray]) -> list[Any]:
-        outputs, info, saved = self.core.forward(self._filled(arrays, self.params), self.options)
+    def _forward(self, params: Sequence[np.ndarray]) -> list[Any]:
+        outputs, info, saved = self.core.forward(params, self.options)
         if self.eager:
             self.info, self.saved = info, saved
             return outputs
@@ -175,27 +168,22 @@ class _Call:
 
     def derive(self, rule: Rule, values: Values, state: Sequence[Any]) -> list[Any]:
         """A derivative. ``state`` is empty in eager mode, where the host has saved more than that."""
-        held, like = [*self.tensors, *state] if state else [], self.specs
-        if rule.result.kind == "inputs":
-            like = [(self.params[k].dtype, self.params[k].shape) if k in self.at else None for k in range(rule.size)]
 
         def work(arrays: Sequence[np.ndarray]) -> list[Any]:
-            given = iter(arrays[len(held) :])
-            directions = [[next(given) for _ in argument.which] for argument in rule.given]
-            if not state:
-                return rule.run(self.core, self.saved, directions)
-            *params, record = arrays[: len(held)]
-            saved = self.core.restore(self._filled(params, self.params), solution_of(record, self.core.conic.pattern))
+            (*directions, params), record = rule.split(arrays)
+            saved = self.core.restore(params, solution_of(record, self.core.conic.pattern)) if state else self.saved
             return rule.run(self.core, saved, directions)
 
-        results = _on_host(work, [*held, *chain(*values[:-1])], [like[k] for k in rule.result.which])
+        like = self.specs if rule.result.kind == "outputs" else [(p.dtype, p.shape) for p in self.params]
+        results = _on_host(work, [*chain(*values), *state], [like[k] for k in rule.result.which])
         return self._tied(results, rule, values, state)
 
     def _tied(self, results: list[Any], rule: Rule, values: Values, state: Sequence[Any]) -> list[Any]:
         """The results of a rule with their derivatives: one tie for each argument, as TensorFlow does not tell which of them it wants."""
         if not _recording():
             return results
-        which, args, tied = [*(argument.which for argument in rule.given), self.at], [*values[:-1], self.tensors], results
+        which, tied = [*(argument.which for argument in rule.given), self.at], results
+        args = [*values[:-1], [self.params[k] for k in self.at]]
         for j in range(len(args)):
 
             def pull(*g: Any, j: int = j) -> list[Any]:
@@ -239,6 +227,11 @@ def _tie(values: Sequence[Any], args: Sequence[Any], pull: Callable) -> list[Any
 
 def _recording() -> bool:
     return not tf.executing_eagerly() or record.could_possibly_record()
+
+
+def _array(value: Any) -> np.ndarray:
+    """A parameter that is no tensor, in single precision if it was."""
+    return np.asarray(value) if getattr(value, "dtype", None) in (np.float32, np.complex64) else backend_of(value).host(value)
 
 
 def _host(x: Any) -> np.ndarray:
