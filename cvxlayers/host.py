@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from cvxlayers.backend import backend_of
 from cvxlayers.program import Info, Pattern, Solution
@@ -163,11 +162,9 @@ def _agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
     return all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
 
 
-def state_of(solution: Solution) -> Any:
+def state_of(solution: Solution, concatenate: Callable[..., Any] = np.concatenate) -> Any:
     """A solution as one array [x, y, s, status] (*batch, n + 2m + 1), all that a derivative needs beside the parameters."""
-    xp = array_namespace(solution.x)
-    parts = (solution.x, solution.y, solution.s, xp.astype(solution.status, solution.x.dtype)[..., None])
-    return xp.concat(parts, axis=-1)
+    return concatenate([solution.x, solution.y, solution.s, solution.status[..., None]], axis=-1)
 
 
 def state_size(pattern: Pattern) -> int:

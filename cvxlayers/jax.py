@@ -46,7 +46,7 @@ class _Mapped(interface.HostLayer):
         rule, info = Rule.solution(self.core), options.warm_start
         if info is not None:
             host.check_start(info, rule.batch(self.pairs.inputs, operands), self.core.conic.pattern)
-            operands.append(jax.lax.stop_gradient(host.state_of(jax.tree.map(jnp.asarray, info.solution))))
+            operands.append(jax.lax.stop_gradient(host.state_of(jax.tree.map(jnp.asarray, info.solution), jnp.concatenate)))
         *outputs, record = _rule_p.bind(*operands, call=_Call(self.pairs, replace(options, warm_start=None), dtypes), rule=rule)
         pairs = zip(outputs, self.core.outputs, strict=True)
         outputs = tuple(jax.lax.complex(v[..., 0], v[..., 1]) if port.complex else v for v, port in pairs)
