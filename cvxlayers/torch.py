@@ -393,10 +393,13 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Any, ranks: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
-        return tuple(f(*arrays))
+        with torch.enable_grad():  # f may take gradients of its own
+            found = f(*(a.detach() for a in arrays))
+        return tuple(a.detach() for a in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.count = len(output)
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
@@ -405,7 +408,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *given: Any) -> Any:
-        return None
+        return (None,) * ctx.count
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
@@ -414,6 +417,11 @@ class _Constant(torch.autograd.Function):
         lifted = [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
         found = _Constant.apply(f, ranks, *lifted)
         return found, (0,) * len(found)
+
+
+def _on_host(f: Any, like: Any, *arrays: Tensor) -> Any:
+    found = f(*(a.numpy(force=True) for a in arrays))
+    return None if like is None else torch.as_tensor(found, dtype=like.dtype, device=like.device)
 
 
 def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -429,6 +437,7 @@ VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(torch.stack),
     constant=_Constant.apply,
+    host=_on_host,
     sigmoid=torch.sigmoid,
     normal=_normal,
     call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),

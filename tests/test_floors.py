@@ -16,9 +16,9 @@ ROOT = Path(cvxlayers.__file__).parent
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares"),
-    ("topk", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("cones.exponential", "cones.power"),
-    ("cones.product",),
+    ("topk", "implicit", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("control.dcem", "control.systems", "control.unroll", "cones.exponential", "cones.power"),
+    ("control", "cones.product"),
     ("cones",),
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),
