@@ -453,7 +453,14 @@ def _constant(f: Any, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
     return tuple(map(jax.lax.stop_gradient, pure(*map(jax.lax.stop_gradient, arrays), *map(jax.lax.stop_gradient, reached))))
 
 
-def _host(f: Any, like: Any, *arrays: Any) -> Any:
+def _linear(f: Any, transposed: Any, product: Any, ranks: Any, *arrays: Any) -> Any:
+    *held, b = arrays
+    held = list(map(jax.lax.stop_gradient, held))
+    inverse, adjoint = (lambda _, b: f(*held, b)), (lambda _, b: transposed(*held, b))
+    return jax.lax.custom_linear_solve(lambda x: product(*held, x), b, inverse, adjoint)
+
+
+def _call_host(f: Any, like: Any, *arrays: Any) -> Any:
     """Doubles travel as pairs of words, for the reason that `_lowered` gives."""
     wide = [a.dtype == np.float64 for a in arrays]
 
@@ -487,7 +494,8 @@ VERBS = Verbs(
     loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
     scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
     constant=_constant,
-    host=_host,
+    linear=_linear,
+    host=_call_host,
     sigmoid=jax.nn.sigmoid,
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,

@@ -369,6 +369,16 @@ def _constant(f: Callable, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
     return tuple(map(tf.stop_gradient, f(*map(tf.stop_gradient, arrays))))
 
 
+def _linear_map(f: Callable, transposed: Callable, product: Any, ranks: Any, *arrays: Any) -> Any:
+    held = list(map(tf.stop_gradient, arrays[:-1]))
+
+    @tf.custom_gradient
+    def applied(x: Any) -> Any:
+        return f(*held, x), lambda g: _linear_map(transposed, f, product, ranks, *held, g)
+
+    return applied(arrays[-1])
+
+
 def _called_on_host(f: Callable, like: Any, *arrays: Any) -> Any:
     if like is None:
         return tf.numpy_function(lambda *values: f(*values) or [], arrays, [])
@@ -401,6 +411,7 @@ VERBS = Verbs(
     loop=_loop,
     scan=unrolled_scan(tf.stack, tf.unstack),
     constant=_constant,
+    linear=_linear_map,
     host=_called_on_host,
     sigmoid=tf.math.sigmoid,
     normal=_normal,

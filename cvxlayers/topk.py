@@ -149,7 +149,7 @@ def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
     xp, n, eps = verbs.xp, x.shape[-1], backend_of(x).resolution(x)
     if not 0 <= k <= n:
         raise ValueError(f"got k = {k}; wanted a number from 0 to {n}, the length of the last axis of x")
-    if isinstance(temperature, Real) and not temperature >= 0:
+    if isinstance(temperature, Real) and not float(temperature) >= 0:
         raise ValueError(f"got the temperature {temperature}; wanted 0 or more")
     if k in (0, n) or (isinstance(temperature, Real) and temperature == 0):
         return _hard(verbs, x, k)

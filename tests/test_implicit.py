@@ -50,6 +50,7 @@ def scipy_root(theta: Any) -> np.ndarray:
 
 SOLVERS = {
     "native": implicit_function(residual, newton),
+    "krylov": implicit_function(residual, newton, method="krylov"),
     "host": implicit_function(residual, scipy_root, like=lambda theta: theta["b"]),
 }
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
@@ -183,6 +184,24 @@ def test_a_singular_jacobian_is_told(backend: str) -> None:
 
 
 @every_backend
+def test_krylov_finds_the_pseudo_inverse_and_tells_what_it_cannot_solve(backend: str) -> None:
+    """u_1 + u_2 = a_1 and u_1 + u_2 = a_2: a root where both agree, which a_1 alone cannot move."""
+    f = implicit_function(
+        lambda a, u: backend_of(u).verbs.xp.stack([u[..., 0] + u[..., 1] - a[..., 0], u[..., 0] + u[..., 1] - a[..., 1]], axis=-1),
+        lambda a: a / 2,
+        method="krylov",
+    )
+    values = [np.array([[1.0, 1.0], [2.0, 2.0]])]
+    (u,), (pulled,) = TABLE[backend](lambda a: (f(a),), values, [np.ones((2, 2))])
+    np.testing.assert_allclose(u, values[0] / 2, rtol=1e-15)
+    np.testing.assert_allclose(pulled, 0.5, rtol=1e-14)  # the least-norm solution: du = (da_1 + da_2) / 4 in both
+    with pytest.warns(GradientWarning, match=r"row 1 of 2: the Jacobian of the residual is singular there"):
+        _, (pulled,) = TABLE[backend](lambda a: (f(a),), values, [np.array([[1.0, 1.0], [1.0, 0.0]])])
+        _settle(backend)
+    np.testing.assert_allclose(pulled, [[0.5, 0.5], [0.25, 0.25]], rtol=1e-14)
+
+
+@every_backend
 def test_what_is_no_root_is_told(backend: str) -> None:
     f = implicit_function(lambda a, u: u * u - a, lambda a: a / 2)
     with pytest.warns(InaccurateWarning, match=r"rows 1, 2 of 3: solve returned no root"):
@@ -214,7 +233,12 @@ def _settle(backend: str) -> None:
         (lambda a, u: u, lambda a: a[0, 0], r"got a number from solve; wanted an array \(\*batch, m\)"),
     ],
 )
-def test_misuse(residual: Callable, solve: Callable, message: str) -> None:
+def test_misuse_of_the_residual(residual: Callable, solve: Callable, message: str) -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match=message):
         implicit_function(residual, solve)(torch.tensor(B))
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(ValueError, match="got the method 'lu'; wanted 'dense' or 'krylov'"):
+        implicit_function(lambda a, u: u - a, lambda a: a, method="lu")

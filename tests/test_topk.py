@@ -83,9 +83,10 @@ def test_cvxpy(name: str) -> None:
     case = PROJECTIONS[name]
     for row in X[:2]:
         y = cp.Variable(7)
-        problem = cp.Problem(cp.Minimize(case.potential(y) - row @ y), [y >= 0, y <= case.upper, cp.sum(y) == case.total])
+        constraints: Any = [y >= 0, y <= case.upper, cp.sum(y) == case.total]
+        problem = cp.Problem(cp.Minimize(case.potential(y) - row @ y), constraints)
         problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12)
-        np.testing.assert_allclose(case.call(row), y.value, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(case.call(row), np.asarray(y.value), rtol=0, atol=1e-6)
 
 
 @every_backend
