@@ -28,6 +28,10 @@ class Verbs:
     scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
     constant(f, ranks, *arrays)  the tuple f(*arrays) as constants; f may branch on values. f broadcasts the axes in front of the last
                                  ``ranks[i]`` of each array; mapped axes (vmap) are put there
+    linear(f, transposed, product, ranks, *arrays)
+                                 f(*arrays), linear in the last array and invertible there, constant in the others; ``transposed`` is its
+                                 adjoint, ``product`` its inverse; f may branch on values, with mapped axes as for ``constant``
+    host(f, like, *arrays)       f of NumPy arrays, as an array of the shape and dtype of ``like``; None: f is called for its effect
     sigmoid(x)                   1 / (1 + exp(-x)), to full relative accuracy
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
     call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
@@ -40,6 +44,8 @@ class Verbs:
     loop: Callable[[Callable, Callable, tuple], tuple]
     scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
     constant: Callable[..., tuple]
+    linear: Callable[..., Any]
+    host: Callable[..., Any]
     sigmoid: Callable[[Any], Any]
     normal: Callable[[Any, Sequence[int], Any], Any]
     call: Callable[..., Any]
@@ -82,12 +88,12 @@ def unrolled_loop(going: Callable, body: Callable, state: tuple) -> tuple:
     return state
 
 
-def unrolled_scan(stack: Callable) -> Callable[[Callable, Any, Any], tuple[Any, Any]]:
-    """`Verbs.scan` as a loop of Python's; ``stack`` joins arrays along a new leading axis."""
+def unrolled_scan(stack: Callable, parts: Callable = iter) -> Callable[[Callable, Any, Any], tuple[Any, Any]]:
+    """`Verbs.scan` as a loop of Python's; ``stack`` joins arrays along a new leading axis, ``parts`` takes them apart."""
 
     def scan(body: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, Any]:
         steps = []
-        for x in zip(*xs, strict=True):
+        for x in zip(*map(parts, xs), strict=True):
             carry, y = body(carry, x)
             steps.append(y)
         return carry, tuple(stack(list(parts)) for parts in zip(*steps, strict=True))
@@ -112,6 +118,8 @@ NUMPY_VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(np.stack),
     constant=lambda f, ranks, *arrays: f(*arrays),
+    linear=lambda f, transposed, product, ranks, *arrays: f(*arrays),
+    host=lambda f, like, *arrays: f(*arrays),
     sigmoid=lambda x: np.exp(-np.logaddexp(0, -x)),
     normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),
     call=_numpy_call,

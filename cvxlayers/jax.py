@@ -231,6 +231,33 @@ def _constant(f: Any, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
     return tuple(map(jax.lax.stop_gradient, pure(*map(jax.lax.stop_gradient, arrays), *map(jax.lax.stop_gradient, reached))))
 
 
+def _linear(f: Any, transposed: Any, product: Any, ranks: Any, *arrays: Any) -> Any:
+    *held, b = arrays
+    held = list(map(jax.lax.stop_gradient, held))
+    inverse, adjoint = (lambda _, b: f(*held, b)), (lambda _, b: transposed(*held, b))
+    return jax.lax.custom_linear_solve(lambda x: product(*held, x), b, inverse, adjoint)
+
+
+def _call_host(f: Any, like: Any, *arrays: Any) -> Any:
+    """Doubles travel as pairs of words, for the reason that `_lowered` gives."""
+    wide = [a.dtype == np.float64 for a in arrays]
+
+    def call(*words: Any) -> Any:
+        found = f(*(np.asarray(a).view(np.float64)[..., 0] if w else np.asarray(a) for a, w in zip(words, wide, strict=True)))
+        if like is None:
+            return None
+        found = np.array(np.broadcast_to(found, like.shape), like.dtype)
+        return found[..., None].view(np.uint32) if like.dtype == np.float64 else found
+
+    words = [jax.lax.bitcast_convert_type(a, jnp.uint32) if w else a for a, w in zip(arrays, wide, strict=True)]
+    if like is None:
+        return jax.debug.callback(call, *words)
+    shape, pair = like.shape, like.dtype == np.float64
+    spec = jax.ShapeDtypeStruct((*shape, 2), np.uint32) if pair else jax.ShapeDtypeStruct(shape, like.dtype)
+    found = jax.pure_callback(call, spec, *words, vmap_method="sequential")
+    return jax.lax.bitcast_convert_type(found, jnp.float64) if pair else found
+
+
 def _called(core: HostMap, *params: Any, **options: Any) -> Any:
     mapped = _Mapped()
     mapped._hold(core)
@@ -245,6 +272,8 @@ VERBS = Verbs(
     loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
     scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
     constant=_constant,
+    linear=_linear,
+    host=_call_host,
     sigmoid=jax.nn.sigmoid,
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,

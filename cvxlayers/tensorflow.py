@@ -258,10 +258,11 @@ XP = SimpleNamespace(
     **{name: getattr(tf.math, name) for name in ("atan2", "log")},
     isfinite=tf.math.is_finite,
     isnan=tf.math.is_nan,
+    argmin=tf.argmin,
     astype=tf.cast,
     cumulative_sum=lambda x, axis=-1: tf.cumsum(x, axis),
     where=lambda condition, x, y: tf.where(condition, _tensor(x, y), _tensor(y, x)),
-    linalg=SimpleNamespace(solve=tf.linalg.solve, cholesky=tf.linalg.cholesky),
+    linalg=SimpleNamespace(solve=tf.linalg.solve, cholesky=tf.linalg.cholesky, svd=lambda a, full_matrices: _svd(a, full_matrices)),
     matrix_transpose=tf.linalg.matrix_transpose,
     moveaxis=tensorflow.experimental.numpy.moveaxis,
     sort=lambda x, axis=-1, descending=False: tf.sort(x, axis, "DESCENDING" if descending else "ASCENDING"),
@@ -281,9 +282,29 @@ def _loop(going: Callable, body: Callable, state: tuple) -> tuple:
 
 
 def _constant(f: Callable, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
-    with record.stop_recording():
-        found = f(*map(tf.stop_gradient, arrays))
-    return tuple(map(tf.stop_gradient, found))
+    return tuple(map(tf.stop_gradient, f(*map(tf.stop_gradient, arrays))))
+
+
+def _linear_map(f: Callable, transposed: Callable, product: Any, ranks: Any, *arrays: Any) -> Any:
+    held = list(map(tf.stop_gradient, arrays[:-1]))
+
+    @tf.custom_gradient
+    def applied(x: Any) -> Any:
+        return f(*held, x), lambda g: _linear_map(transposed, f, product, ranks, *held, g)
+
+    return applied(arrays[-1])
+
+
+def _called_on_host(f: Callable, like: Any, *arrays: Any) -> Any:
+    if like is None:
+        return tf.numpy_function(lambda *values: f(*values) or [], arrays, [])
+    found = tf.numpy_function(lambda *values: np.asarray(f(*values), like.dtype.as_numpy_dtype), arrays, like.dtype)
+    return tf.ensure_shape(found, like.shape)
+
+
+def _svd(a: Any, full_matrices: bool = False) -> tuple[Any, Any, Any]:
+    s, u, v = tf.linalg.svd(a, full_matrices=full_matrices)
+    return u, s, tf.linalg.matrix_transpose(v)
 
 
 def _normal(seed: Any, shape: Sequence[int], like: Any) -> Any:
@@ -304,8 +325,10 @@ VERBS = Verbs(
     stop=tf.stop_gradient,
     vjp=_vjp,
     loop=_loop,
-    scan=unrolled_scan(tf.stack),
+    scan=unrolled_scan(tf.stack, tf.unstack),
     constant=_constant,
+    linear=_linear_map,
+    host=_called_on_host,
     sigmoid=tf.math.sigmoid,
     normal=_normal,
     call=_called,

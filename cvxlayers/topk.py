@@ -30,7 +30,7 @@ def softmax(x: Any) -> Any:
     >>> softmax([0.0, float(np.log(3))]).round(3)
     array([0.25, 0.75])
     """
-    verbs, (x,) = _floats(x)
+    verbs, (x,) = floats(x)
     (x,) = _rows_with(verbs, _bounded(verbs, x), x)
     e = verbs.xp.exp(x - verbs.stop(verbs.xp.max(x, axis=-1, keepdims=True)))
     return e / _sum(verbs, e)
@@ -60,7 +60,7 @@ def constrained_softmax(x: Any, upper: Any) -> Any:
     >>> constrained_softmax([2.0, 0.0, 0.0], 0.5)
     array([0.5 , 0.25, 0.25])
     """
-    verbs, (x, upper) = _floats(x, upper)
+    verbs, (x, upper) = floats(x, upper)
     xp = verbs.xp
     x, upper = _rows_with(verbs, _bounded(verbs, x) & _feasible(verbs, x, upper), x, upper)
 
@@ -97,7 +97,7 @@ def constrained_sparsemax(x: Any, upper: Any) -> Any:
     >>> constrained_sparsemax([1.0, 0.5, -2.0], 0.6)
     array([0.6, 0.4, 0. ])
     """
-    verbs, (x, upper) = _floats(x, upper)
+    verbs, (x, upper) = floats(x, upper)
     xp, eps = verbs.xp, backend_of(x).resolution(x)
     x, upper = _rows_with(verbs, _bounded(verbs, x) & _feasible(verbs, x, upper), x, upper)
     never = x == -math.inf
@@ -145,11 +145,11 @@ def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
     >>> lml([4.0, 1.0, 0.0, -1.0], 2, temperature=0)
     array([1., 1., 0., 0.])
     """
-    verbs, (x,) = _floats(x)
+    verbs, (x,) = floats(x)
     xp, n, eps = verbs.xp, x.shape[-1], backend_of(x).resolution(x)
     if not 0 <= k <= n:
         raise ValueError(f"got k = {k}; wanted a number from 0 to {n}, the length of the last axis of x")
-    if isinstance(temperature, Real) and not temperature >= 0:
+    if isinstance(temperature, Real) and not float(temperature) >= 0:
         raise ValueError(f"got the temperature {temperature}; wanted 0 or more")
     if k in (0, n) or (isinstance(temperature, Real) and temperature == 0):
         return _hard(verbs, x, k)
@@ -217,7 +217,8 @@ def _hard(verbs: Verbs, x: Any, k: float) -> Any:
     y = xp.where(above, xp.ones_like(x), xp.where(equal, share, zero))
     # A zero that depends on x: frameworks may refuse to differentiate what does not.
     y = y + xp.where(xp.isfinite(x), x, zero) * 0
-    return _rows_with(verbs, ~xp.any(xp.isnan(x), axis=-1, keepdims=True), y)[0]
+    possible = (least > -math.inf) & ((least < math.inf) | (share >= 1)) & ~xp.any(xp.isnan(x), axis=-1, keepdims=True)
+    return _rows_with(verbs, possible, y)[0]
 
 
 def _increasing_root(verbs: Verbs, evaluate: Callable, nu: Any, low: Any, high: Any, tolerance: float) -> Any:
@@ -240,17 +241,16 @@ def _increasing_root(verbs: Verbs, evaluate: Callable, nu: Any, low: Any, high: 
     return verbs.loop(lambda nu, low, high, going, count: xp.any(going) & (count < LIMIT), body, state)[0]
 
 
-def _floats(*arrays: Any) -> tuple[Verbs, list[Any]]:
-    """The arrays in one framework and dtype, that of the first which is not NumPy's, and of one shape."""
-    like = next((a for a in arrays if backend_of(a) is not NUMPY), None)
-    if like is None:
-        like = np.asarray(arrays[0], dtype=None if hasattr(arrays[0], "dtype") else float)
+def floats(*arrays: Any) -> tuple[Verbs, list[Any]]:
+    """The arrays in one framework and dtype, that of the first which is not NumPy's, and broadcast to one shape."""
+    host = np.asarray(arrays[0], dtype=None if hasattr(arrays[0], "dtype") else float) if backend_of(arrays[0]) is NUMPY else None
+    like: Any = next((a for a in arrays if backend_of(a) is not NUMPY), host)
     verbs = backend_of(like).verbs
     if "float" not in str(like.dtype):
         raise ValueError(f"got an array of dtype {like.dtype}; wanted a floating one")
     cast = [verbs.asarray(a, like) for a in arrays]
     if not len(cast[0].shape):
-        raise ValueError("got a number; wanted an array of scores with a last axis")
+        raise ValueError("got a number; wanted an array with a last axis")
     if any(len(a.shape) and a.shape[-1] not in (1, cast[0].shape[-1]) for a in cast[1:]):
         raise ValueError(f"got arrays of shapes {[tuple(a.shape) for a in cast]}; wanted last axes of one length")
     return verbs, [sum((verbs.xp.zeros_like(b) for b in cast if b is not a), start=a) for a in cast]

@@ -258,10 +258,13 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Any, ranks: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
-        return tuple(f(*arrays))
+        with torch.enable_grad():  # f may take gradients of its own
+            found = f(*(a.detach() for a in arrays))
+        return tuple(a.detach() for a in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.count = len(output)
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
@@ -270,15 +273,51 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *given: Any) -> Any:
-        return None
+        return (None,) * ctx.count
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
-        pairs = list(zip(arrays, in_dims[2:], ranks, strict=True))
-        lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
-        lifted = [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
-        found = _Constant.apply(f, ranks, *lifted)
+        found = _Constant.apply(f, ranks, *_mapped_first(arrays, in_dims[2:], ranks))
         return found, (0,) * len(found)
+
+
+def _mapped_first(arrays: Sequence[Tensor], dims: Sequence[Any], ranks: Sequence[int]) -> list[Tensor]:
+    """The mapped axis in front of all others."""
+    pairs = list(zip(arrays, dims, ranks, strict=True))
+    lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
+    return [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
+
+
+class _Linear(torch.autograd.Function):
+    """A function linear in its last array, and its transpose."""
+
+    @staticmethod
+    def forward(pair: Any, ranks: Any, *arrays: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return pair[0](*(a.detach() for a in arrays)).detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.pair, ctx.ranks, *arrays = inputs
+        ctx.save_for_backward(*arrays[:-1])
+        ctx.save_for_forward(*arrays[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, *given: Any) -> Any:
+        return *(None,) * (1 + len(ctx.ranks)), _Linear.apply(ctx.pair[::-1], ctx.ranks, *ctx.saved_tensors, given[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> Any:
+        return _Linear.apply(ctx.pair, ctx.ranks, *ctx.saved_tensors, given[-1])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, pair: Any, ranks: Any, *arrays: Tensor) -> Any:
+        return _Linear.apply(pair, ranks, *_mapped_first(arrays, in_dims[2:], ranks)), 0
+
+
+def _on_host(f: Any, like: Any, *arrays: Tensor) -> Any:
+    found = f(*(a.numpy(force=True) for a in arrays))
+    return None if like is None else torch.as_tensor(found, dtype=like.dtype, device=like.device)
 
 
 def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -294,6 +333,8 @@ VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(torch.stack),
     constant=_Constant.apply,
+    linear=lambda f, transposed, product, ranks, *arrays: _Linear.apply((f, transposed), ranks, *arrays),
+    host=_on_host,
     sigmoid=torch.sigmoid,
     normal=_normal,
     call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),

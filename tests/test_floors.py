@@ -17,8 +17,9 @@ ROOT = Path(cvxlayers.__file__).parent
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
     ("kernels.ldl", "compiled"),
-    ("topk", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("kernels.rows", "kernels.passes", "cones.exponential", "cones.power"),
+    ("topk", "implicit", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("control.dcem", "control.systems", "control.unroll"),
+    ("control", "kernels.rows", "kernels.passes", "cones.exponential", "cones.power"),
     ("kernels.systems", "cones.product", "row_map"),
     ("kernels.dense",),
     ("cones",),

@@ -83,9 +83,10 @@ def test_cvxpy(name: str) -> None:
     case = PROJECTIONS[name]
     for row in X[:2]:
         y = cp.Variable(7)
-        problem = cp.Problem(cp.Minimize(case.potential(y) - row @ y), [y >= 0, y <= case.upper, cp.sum(y) == case.total])
+        constraints: Any = [y >= 0, y <= case.upper, cp.sum(y) == case.total]
+        problem = cp.Problem(cp.Minimize(case.potential(y) - row @ y), constraints)
         problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12)
-        np.testing.assert_allclose(case.call(row), y.value, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(case.call(row), np.asarray(y.value), rtol=0, atol=1e-6)
 
 
 @every_backend
@@ -262,8 +263,8 @@ INF, NAN = np.inf, np.nan
         ([INF, INF, INF, 1.0], 2, [NAN] * 4),
         ([-INF, -INF, -INF, 1.0], 2, [NAN] * 4),
         ([NAN, 0.0, 1.0, 2.0], 2, [NAN] * 4),
-        ([1e307, -1e307, 0.0, 1.0], 2, [1, 0, expit(-0.5), expit(0.5)]),
-        ([1e300, 5.0, 6.0, 6.0], 3, [1, *lml([5.0, 6.0, 6.0], 2)]),
+        ([1e40, -1e40, 0.0, 1.0], 2, [1, 0, expit(-0.5), expit(0.5)]),
+        ([1e40, 5.0, 6.0, 6.0], 3, [1, *lml([5.0, 6.0, 6.0], 2)]),
         ([1e300, 2e300, 3e300, 4e300], 2, [0, 0, 1, 1]),
     ],
 )
@@ -285,7 +286,7 @@ def test_extreme_rows_leave_the_others_alone(backend: str, row: list[float], k: 
 @every_backend
 @pytest.mark.parametrize("f", [softmax, sparsemax, lambda x: constrained_softmax(x, 0.5), lambda x: constrained_sparsemax(x, 0.5)])
 def test_extreme_rows_of_the_simplex(backend: str, f: Callable[[Any], Any]) -> None:
-    x = np.array([[0.1, 0.2, 0.3], [NAN, 0, 0], [INF, 0, 0], [-INF, 1, 1], [-INF, -INF, -INF], [1e300, 1e300, -1e300]])
+    x = np.array([[0.1, 0.2, 0.3], [NAN, 0, 0], [INF, 0, 0], [-INF, 1, 1], [-INF, -INF, -INF], [1e40, 1e40, -1e40]])
     (y,), (pulled,) = TABLE[backend](lambda x: (f(x),), [x], [np.ones((6, 1)) * [1.0, 2, 3]])
     np.testing.assert_array_equal(np.isnan(y), [[False] * 3, [True] * 3, [True] * 3, [False] * 3, [True] * 3, [False] * 3])
     np.testing.assert_allclose(y[[3, 5]], [[0, 0.5, 0.5], [0.5, 0.5, 0]], rtol=1e-14)
@@ -300,6 +301,16 @@ def test_bounds_without_a_solution(f: Callable[[Any, Any], Any]) -> None:
     assert np.isnan(y[:2]).all()
     np.testing.assert_allclose(y[2:], [[0.5, 0.5], [0, 1]], rtol=1e-14)
     np.testing.assert_allclose(f(np.arange(10.0), 0.1), 0.1, rtol=1e-14)
+
+
+def test_extreme_rows_of_the_hard_top_k() -> None:
+    x = [[INF, 0.0, 0.0, -INF], [INF, INF, INF, 1.0], [-INF, -INF, -INF, 1.0], [NAN, 0.0, 1.0, 2.0], [INF, INF, 0.0, 1.0]]
+    np.testing.assert_array_equal(lml(np.array(x), 2, 0), [[1, 0.5, 0.5, 0], [NAN] * 4, [NAN] * 4, [NAN] * 4, [1, 1, 0, 0]])
+
+
+def test_the_whole_range_of_double_precision() -> None:
+    np.testing.assert_allclose(lml([1e300, 5.0, 6.0, 6.0], 3), [1, *lml([5.0, 6.0, 6.0], 2)], rtol=1e-14)
+    np.testing.assert_array_equal(sparsemax([1e300, 1e300, -1e300]), [0.5, 0.5, 0])
 
 
 def test_soft_top_k_of_one_is_not_softmax_but_sums_like_it() -> None:
