@@ -17,7 +17,7 @@ ROOT = Path(cvxlayers.__file__).parent
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
     ("kernels.ldl", "compiled"),
-    ("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("topk", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
     ("kernels.rows", "kernels.passes", "cones.exponential", "cones.power"),
     ("kernels.systems", "cones.product", "row_map"),
     ("kernels.dense",),
@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),
     ("solvers.dense",),
-    ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.scs"),
+    ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.moreau", "solvers.scs"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict"),
     ("conic",),
@@ -46,6 +46,7 @@ OWNERS = {
     "daqp": {"solvers.daqp"},
     "diffcp": {"solvers.diffcp"},
     "ecos": {"solvers.ecos"},
+    "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
     "qdldl": {"kernels.ldl", "kkt", "least_squares"},
     "numba": {"kernels.lanes", "kernels.passes"},
@@ -121,7 +122,7 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "numba", "scipy.sparse")
+HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "moreau_cpu", "numba", "scipy.sparse")
 
 
 @pytest.mark.parametrize(
