@@ -175,7 +175,7 @@ def _outer(kkt: KKT, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray)
     pattern, passes = kkt.pattern, kkt.products.passes
     if passes is not None:
         dP, dA = np.empty((len(x), pattern.nnzP)), np.empty((len(x), pattern.nnzA))
-        passes.outer(x, y, u, w, pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices, dP, dA)
+        passes.outer(x, y, u, w, *kkt.products.places, dP, dA)
         return ConeProgram(dP, -u, dA, w)
     rows, columns = pattern.P_indices, pattern.P_columns
     dP = -(u[:, rows] * x[:, columns] + x[:, rows] * u[:, columns]) * np.where(rows == columns, 0.5, 1.0)

@@ -24,6 +24,7 @@ class Affine:
         self._constant = canonical.M[:, [-1]].toarray().T
         self._zero = np.zeros_like(self._constant)
         self._maps: dict[tuple[int, ...], RowMap] = {}
+        self._plans: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[tuple[list[int], RowMap]]] = {}
 
     def program(self, inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, np.ndarray]:
         """M [p; 1]: a flat batch of programs and the constants of their objectives, (rows,)."""
@@ -59,12 +60,16 @@ class Affine:
     def _apply(
         self, base: np.ndarray, which: Sequence[int], inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int
     ) -> np.ndarray:
-        for group in (False, True):
-            chosen = [i for i, own in enumerate(batched) if own is group]
-            if chosen:
-                p = inputs[chosen[0]] if len(chosen) == 1 else np.concatenate([inputs[i] for i in chosen], axis=1)
-                base = self._map(tuple(which[i] for i in chosen))(p, base)
+        for chosen, M in self._plan(tuple(which), tuple(batched)):
+            base = M(inputs[chosen[0]] if len(chosen) == 1 else np.concatenate([inputs[i] for i in chosen], axis=1), base)
         return base if len(base) == rows else np.repeat(base, rows, axis=0)
+
+    def _plan(self, which: tuple[int, ...], batched: tuple[bool, ...]) -> list[tuple[list[int], RowMap]]:
+        """Positions in ``which`` and the map of these parameters: what all rows share first, so that it is multiplied once."""
+        if (which, batched) not in self._plans:
+            groups = [[i for i, own in enumerate(batched) if own is group] for group in (False, True)]
+            self._plans[which, batched] = [(chosen, self._map(tuple(which[i] for i in chosen))) for chosen in groups if chosen]
+        return self._plans[which, batched]
 
     def _split(self, stacked: np.ndarray) -> tuple[ConeProgram, np.ndarray]:
         P, q, A, b, constant = (stacked[:, part] for part in self._parts)

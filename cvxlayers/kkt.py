@@ -93,14 +93,14 @@ class KKT:
         keys = self._columns.astype(np.int64) * self.size + self.indices
 
         def positions(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-            return np.searchsorted(keys, columns.astype(np.int64) * self.size + rows).astype(np.int32)
+            return np.searchsorted(keys, columns.astype(np.int64) * self.size + rows).astype(np.uint32)
 
         self._P = positions(rows[0], columns[0])
         self._diagonal = positions(rows[1], columns[1])
         self._linear, self._linear_rows, self._linear_entries = (
             positions(rows[2], columns[2]),
-            pattern.A_indices[linear],
-            linear.astype(np.int32),
+            pattern.A_indices[linear].astype(np.uint32),
+            linear.astype(np.uint32),
         )
         self._rotated = [
             _Rotated(block.start, piece[2], piece[3], piece[4], piece[5], positions(piece[0], piece[1]), piece[6])
@@ -318,5 +318,5 @@ def _piece(pattern: Pattern, start: int, count: int, size: int) -> tuple:
     # The same cone by cone, for the compiled pass: entries, where they stand, where each cone begins.
     order = np.argsort(cone, kind="stable")
     starts = np.searchsorted(cone[order], np.arange(count + 1)), np.r_[first, len(pairs)]
-    compiled = tuple(a.astype(np.int32) for a in (entries[order], inner[order], place[order], *starts))
+    compiled = tuple(a.astype(np.uint32) for a in (entries[order], inner[order], place[order], *starts))
     return rows, columns, entries, cells, (count, size, width), picked, compiled

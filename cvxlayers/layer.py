@@ -71,6 +71,8 @@ class Layer(HostMap):
         self._missing = self._affine.may_be_missing()
         self._exponential = np.repeat([v.exp for v in self.canonical.variables], [v.size for v in self.canonical.variables])
         self._R = RowMap(self.canonical.R)
+        n = self.canonical.pattern.n
+        self._R_of_x = RowMap(self.canonical.R[:, :n]) if not self.canonical.R[:, n:].nnz else None  # no dual variable is asked for
         self._sizes = [spec.size for spec in self.canonical.variables]
         self._promises = [spec.domain.promises for spec in self.canonical.parameters]
 
@@ -90,8 +92,11 @@ class Layer(HostMap):
         program, constant = self._affine.program(inputs, batched, rows)
         solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid)
         self._finish_objective(info.objective, constant.reshape(batch))
-        failures.settle(info, options.on_failure, complaints)
-        out, scale = self._recover(failures.mask_failed(solution, solution.status, options.on_failure))
+        shown = solution
+        if solution.status.any():
+            failures.settle(info, options.on_failure, complaints)
+            shown = failures.mask_failed(solution, solution.status, options.on_failure)
+        out, scale = self._recover(shown)
         kept = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's, who may change it
         return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale, program)
 
@@ -151,12 +156,18 @@ class Layer(HostMap):
         return [self._unflatten(found[k], k, saved) if k in found else None for k in range(len(saved.inputs))]
 
     def _pushed(self, moved: Solution, saved: Saved) -> list[np.ndarray]:
-        out = self._R(np.concatenate([moved.x, moved.y], axis=1))
+        out = self._outputs(moved)
         return self._split(out if saved.scale is None else out * saved.scale, saved.batch)
+
+    def _outputs(self, solution: Solution) -> np.ndarray:
+        """R [x; y], (rows, outputs)."""
+        if self._R_of_x is not None:
+            return self._R_of_x(solution.x)
+        return self._R(np.concatenate([solution.x, solution.y], axis=1))
 
     def _recover(self, solution: Solution) -> tuple[np.ndarray, np.ndarray | None]:
         """R [x; y], exponentials taken, (rows, outputs), and the derivative of taking them, None where there are none."""
-        out = self._R(np.concatenate([solution.x, solution.y], axis=1))
+        out = self._outputs(solution)
         if not self.canonical.gp:
             return out, None
         scale = np.where(self._exponential, np.exp(np.where(self._exponential, out, 0.0)), 1.0)
@@ -181,7 +192,7 @@ class Layer(HostMap):
         self, params: Sequence[Any], values: Sequence[np.ndarray], inputs: Sequence[np.ndarray], rows: int
     ) -> tuple[np.ndarray | None, dict[int, str]]:
         """Rows with a value that is infinite or against its parameter's declaration (None: no row), and what to say of each."""
-        invalid, complaints = np.zeros(rows, dtype=bool), {}
+        invalid, complaints = None, {}
         for k, spec in enumerate(self.canonical.parameters):
             if not self._promises[k] and np.isfinite(inputs[k]).all():
                 continue
@@ -194,10 +205,10 @@ class Layer(HostMap):
                     found.append((wild.any(axis=1), f"{inputs[k][wild][0]:g}", "finite numbers"))
             for broken, got, wanted in found:
                 broken = np.broadcast_to(broken, (rows,))
-                invalid |= broken
+                invalid = broken | (False if invalid is None else invalid)
                 for row in np.flatnonzero(broken):
                     complaints.setdefault(int(row), f"parameter '{spec.name}': got {got}, wanted {wanted}")
-        return (invalid if invalid.any() else None), complaints
+        return invalid, complaints
 
     def _inputs(self, values: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """What M acts on, (rows, size) or (1, size) each; never a view of the caller's memory, which may change."""

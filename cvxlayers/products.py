@@ -70,20 +70,20 @@ class Products:
         if not pattern.nnzP:
             return np.zeros_like(x)
         if self.passes is not None:
-            return self._passed(self.passes.symmetric, pattern.P_indptr, pattern.P_indices, P, x, pattern.n)
+            return self._passed(self.passes.symmetric, self.places[:2], P, x, pattern.n)
         lower = self.P_columns.reduce(np.where(self.P_diagonal, 0.0, P) * x[:, pattern.P_indices])
         return lower + self.P_rows.reduce(P * x[:, pattern.P_columns])
 
     def A(self, A: np.ndarray, x: np.ndarray) -> np.ndarray:
         """A x."""
         if self.passes is not None:
-            return self._passed(self.passes.times, self.pattern.A_indptr, self.pattern.A_indices, A, x, self.pattern.m)
+            return self._passed(self.passes.times, self.places[2:], A, x, self.pattern.m)
         return self.A_rows.reduce(A * x[:, self.pattern.A_columns])
 
     def AT(self, A: np.ndarray, y: np.ndarray) -> np.ndarray:
         """A'y."""
         if self.passes is not None:
-            return self._passed(self.passes.transposed, self.pattern.A_indptr, self.pattern.A_indices, A, y, self.pattern.n)
+            return self._passed(self.passes.transposed, self.places[2:], A, y, self.pattern.n)
         return self.A_columns.reduce(A * y[:, self.pattern.A_indices])
 
     @cached_property
@@ -92,10 +92,16 @@ class Products:
         return kernels("passes")
 
     @cached_property
+    def places(self) -> tuple[np.ndarray, ...]:
+        """The indices of the pattern as the compiled passes take them: P_indptr, P_indices, A_indptr, A_indices."""
+        pattern = self.pattern
+        return tuple(a.view(np.uint32) for a in (pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices))
+
+    @cached_property
     def kind(self) -> np.ndarray:
         """(m,): 0 for rows of zero cones, 1 for rows of nonnegative ones, 2 for others."""
         kinds = [0 if isinstance(c, Zero) else 1 if isinstance(c, NonNegative) else 2 for c in self.pattern.cone.cones]
-        return np.repeat(kinds, [c.dim for c in self.pattern.cone.cones]).astype(np.int32)
+        return np.repeat(kinds, [c.dim for c in self.pattern.cone.cones]).astype(np.uint32)
 
     @cached_property
     def linear(self) -> bool:
@@ -112,9 +118,9 @@ class Products:
             rows &= np.isfinite(array).all(axis=1)
         return None if rows.all() else rows
 
-    def _passed(self, product: Any, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
+    def _passed(self, product: Any, places: tuple[np.ndarray, ...], values: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
         out = np.empty((len(v), size))
-        product(indptr, indices, values, v, out)
+        product(*places, values, v, out)
         return out
 
 
@@ -139,11 +145,10 @@ def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.nda
     ``projected`` says that y is a projection on K* and s its Moreau complement: curved cones are not asked again whether they hold them.
     """
     if products.passes is not None:
-        pattern, cone = products.pattern, products.pattern.cone
+        cone = products.pattern.cone
         nearest = (s, y) if products.linear or projected else (cone.project(s), cone.dual().project(y))
         out = np.empty((5, len(x)))
-        patterns = (pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices)
-        products.passes.residuals(program.P, program.q, program.A, program.b, x, y, s, *nearest, *patterns, products.kind, out)
+        products.passes.residuals(program.P, program.q, program.A, program.b, x, y, s, *nearest, *products.places, products.kind, out)
         return Residuals(*out)
     Px, Ax, ATy = products.P(program.P, x), products.A(program.A, x), products.AT(program.A, y)
     q, b = program.q, program.b

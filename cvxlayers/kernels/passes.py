@@ -10,14 +10,13 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-from numba import boolean, float64, int32, njit, types, uint32, void
+from numba import boolean, float64, njit, types, uint32, void
 
 VALUES = types.Array(float64, 2, "A", readonly=True)
 ROWS = types.Array(float64, 2, "C", readonly=True)
-PLACE = types.Array(uint32, 1, "C", readonly=True)  # unsigned: no index counts from the end
+PLACE = types.Array(uint32, 1, "C", readonly=True)  # unsigned: the compiler need not ask whether an index counts from the end
 NUMBERS = types.Array(float64, 1, "C", readonly=True)
 PIECES = (PLACE, PLACE, NUMBERS, PLACE, PLACE, PLACE, NUMBERS)
-INDEX = types.Array(int32, 1, "C", readonly=True)
 OUT = types.Array(float64, 2, "C")
 OUT1 = types.Array(float64, 1, "C")
 MASK = types.Array(boolean, 1, "C")
@@ -111,21 +110,21 @@ def all_finite(a, b, c, d):
     return _all_finite(a) and _all_finite(b) and _all_finite(c) and _all_finite(d)
 
 
-@njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
+@njit(void(PLACE, PLACE, VALUES, VALUES, OUT), **compiled)
 def symmetric(indptr, indices, P, x, out):
     """out = P x, P stored as its upper triangle."""
     for r in range(out.shape[0]):
         _symmetric(indptr, indices, P[r], x[r], out[r])
 
 
-@njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
+@njit(void(PLACE, PLACE, VALUES, VALUES, OUT), **compiled)
 def times(indptr, indices, A, x, out):
     """out = A x."""
     for r in range(out.shape[0]):
         _times(indptr, indices, A[r], x[r], out[r])
 
 
-@njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
+@njit(void(PLACE, PLACE, VALUES, VALUES, OUT), **compiled)
 def transposed(indptr, indices, A, y, out):
     """out = A'y."""
     for r in range(out.shape[0]):
@@ -139,7 +138,7 @@ def _greater(a, b):
     return a if a > b or a != a else b
 
 
-RESIDUALS = void(*[VALUES] * 9, *[INDEX] * 5, OUT)
+RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT)
 
 
 @njit(RESIDUALS, **compiled)
@@ -177,7 +176,7 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
 
 
-@njit(void(*[VALUES] * 6, *[INDEX] * 5, OUT, OUT1), **compiled)
+@njit(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT1), **compiled)
 def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
     """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them."""
     n, m = x.shape[1], y.shape[1]
@@ -200,7 +199,7 @@ def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kin
         error[r] = primal / max(length, 1e-8) + (dual + sign) / max(size, 1e-8)
 
 
-@njit(void(VALUES, VALUES, INDEX, OUT, OUT1), **compiled)
+@njit(void(VALUES, VALUES, PLACE, OUT, OUT1), **compiled)
 def linearize(y, s, kind, values, margin):
     """For zero and nonnegative cones: the derivative (rows, m) of the dual cone's projection at v = y - s, and the relative margin."""
     for r in range(y.shape[0]):
@@ -217,7 +216,7 @@ def linearize(y, s, kind, values, margin):
         margin[r] = nearest / (1 + size)
 
 
-@njit(void(VALUES, VALUES, VALUES, *[INDEX] * 5, OUT), **compiled)
+@njit(void(VALUES, VALUES, VALUES, *[PLACE] * 5, OUT), **compiled)
 def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries, out):
     """out (rows, nnz) = the entries of K that come from P, from d - 1 and from rows of diag(sqrt d) A that no rotation touches."""
     out[:] = 0.0
@@ -231,7 +230,7 @@ def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries,
             out[r, at_linear[k]] = A[r, linear_entries[k]] * sqrt(d[r, linear_rows[k]])
 
 
-@njit(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[INDEX] * 6, OUT), **compiled)
+@njit(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[PLACE] * 6, OUT), **compiled)
 def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, positions, out):
     """out at ``positions`` = diag(root) U' A for equal cones: ``vectors`` U (rows, count, size, size), root (rows, count size).
 
@@ -239,13 +238,13 @@ def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, po
     columns; row k of all pieces, cone after cone, goes to positions[k pairs ...].
     """
     count, size = vectors.shape[1], vectors.shape[2]
-    pairs, widest = pair_starts[count], 0
+    pairs, widest = np.intp(pair_starts[count]), 0  # unsigned and signed numbers together would make a float
     for c in range(count):
-        widest = max(widest, pair_starts[c + 1] - pair_starts[c])
+        widest = max(widest, np.intp(pair_starts[c + 1] - pair_starts[c]))
     piece, turned = np.empty((size, widest)), np.empty(widest)
     for r in range(out.shape[0]):
         for c in range(count):
-            width = pair_starts[c + 1] - pair_starts[c]
+            width, start = np.intp(pair_starts[c + 1] - pair_starts[c]), np.intp(pair_starts[c])
             piece[:, :width] = 0.0
             for e in range(entry_starts[c], entry_starts[c + 1]):
                 piece[inner[e], slot[e]] = A[r, entries[e]]
@@ -258,10 +257,10 @@ def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, po
                             turned[j] += factor * piece[i, j]
                 length = root[r, c * size + k]
                 for j in range(width):
-                    out[r, positions[k * pairs + pair_starts[c] + j]] = length * turned[j]
+                    out[r, positions[k * pairs + start + j]] = length * turned[j]
 
 
-@njit(void(*[VALUES] * 4, *[INDEX] * 4, OUT, OUT), **compiled)
+@njit(void(*[VALUES] * 4, *[PLACE] * 4, OUT, OUT), **compiled)
 def outer(x, y, u, w, P_indptr, P_indices, A_indptr, A_indices, dP, dA):
     """dP = -(u x' + x u')/2 (twice that off the diagonal) and dA = -(y u' + w x') on the stored entries."""
     for r in range(x.shape[0]):

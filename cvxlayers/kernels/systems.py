@@ -19,6 +19,7 @@ from cvxlayers.kernels.ldl import Factors, Symbolic, factor, norm, refine, resid
 from cvxlayers.kernels.threads import run
 
 SCALINGS = 2
+SMALL = 1 << 13  # blocks times entries of K and L up to which one thread is quicker than two: about half a millisecond of work
 TINY = 1e-14  # a pivot below this, in the scaled coordinates, is replaced by the shift
 
 
@@ -51,7 +52,8 @@ class Systems:
             counts.append(_solve(self.symbolic, blocks[first:last], repeated, values, rhs, shift, most, goal, memory, z, figures))
             self._spare.append(memory)
 
-        run(task, len(blocks), jobs)
+        small = len(blocks) * (self.nnz + len(self.symbolic.column_rows)) < SMALL
+        run(task, len(blocks), 1 if small else jobs)
         self.factored = sum(counts)
         return z, figures
 

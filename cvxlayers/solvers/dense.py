@@ -130,10 +130,9 @@ def checked(products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarr
 
     An active row has no slack, not even one of rounding; what is wrong with x stays visible in Ax + s - b.
     """
-    slack, error, pattern = np.empty(program.b.shape), np.empty(len(x)), products.pattern
+    slack, error = np.empty(program.b.shape), np.empty(len(x))
     if products.passes is not None:
-        patterns = (pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices, products.kind)
-        products.passes.active_error(program.P, program.q, program.A, program.b, x, y, *patterns, slack, error)
+        products.passes.active_error(program.P, program.q, program.A, program.b, x, y, *products.places, products.kind, slack, error)
         return slack, error
     with np.errstate(over="ignore", invalid="ignore"):
         slack, Px, ATy = program.b - products.A(program.A, x), products.P(program.P, x), products.AT(program.A, y)
