@@ -17,6 +17,24 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Symmetric:
+    """A linear system K(p) x = b whose K is symmetric and affine in p; p, x, b and ``held`` are tuples of arrays.
+
+    solve(held, p, b)  x; ``held`` are constants that help, a factorization of K(p), say
+    product(p, x)      the part of K(p) x that is linear in p
+    rest(x)            the part that does not contain p
+    pull(p, x, d)      the cotangents of p in <d, product(p, x)>
+    ranks              how many axes each array of held, p and b has; all functions broadcast axes in front of these
+    """
+
+    solve: Callable[[tuple, tuple, tuple], tuple]
+    product: Callable[[tuple, tuple], tuple]
+    rest: Callable[[tuple], tuple]
+    pull: Callable[[tuple, tuple, tuple], tuple]
+    ranks: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class Verbs:
     """What algorithms written once for every framework need of one, beyond the names of the array-API standard.
 
@@ -28,6 +46,8 @@ class Verbs:
     scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
     constant(f, ranks, *arrays)  the tuple f(*arrays) as constants; f may branch on values. f broadcasts the axes in front of the last
                                  ``ranks[i]`` of each array; mapped axes (vmap) are put there
+    linear(system, held, p, b)   x of a `Symmetric` system, with derivatives of every order; ``held`` are constants
+    known(x)                     x as a NumPy array of its own dtype where its values are in the host's memory, None elsewhere
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
     call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
     """
@@ -39,6 +59,8 @@ class Verbs:
     loop: Callable[[Callable, Callable, tuple], tuple]
     scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
     constant: Callable[..., tuple]
+    linear: Callable[[Symmetric, tuple, tuple, tuple], tuple]
+    known: Callable[[Any], np.ndarray | None]
     normal: Callable[[Any, Sequence[int], Any], Any]
     call: Callable[..., Any]
 
@@ -105,6 +127,8 @@ NUMPY_VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(np.stack),
     constant=lambda f, ranks, *arrays: f(*arrays),
+    linear=lambda system, held, p, b: system.solve(held, p, b),
+    known=np.asarray,
     normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),
     call=_numpy_call,
 )

@@ -21,7 +21,7 @@ from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cvxlayers.backend import Backend, Verbs, register
+from cvxlayers.backend import Backend, Symmetric, Verbs, register
 from cvxlayers.conic import common_batch
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.errors import Status
@@ -453,6 +453,14 @@ def _constant(f: Any, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
     return tuple(map(jax.lax.stop_gradient, pure(*map(jax.lax.stop_gradient, arrays), *map(jax.lax.stop_gradient, reached))))
 
 
+def _linear(system: Symmetric, held: Any, p: Any, b: Any) -> Any:
+    def matvec(x: Any) -> Any:
+        return jax.tree.map(jnp.add, tuple(system.product(p, x)), tuple(system.rest(x)))
+
+    held, at = jax.lax.stop_gradient((tuple(held), tuple(p)))
+    return jax.lax.custom_linear_solve(matvec, tuple(b), lambda _, given: tuple(system.solve(held, at, given)), symmetric=True)
+
+
 def _called(core: HostMap, *params: Any, **options: Any) -> Any:
     mapped = _Mapped()
     mapped.core = core
@@ -467,6 +475,8 @@ VERBS = Verbs(
     loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
     scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
     constant=_constant,
+    linear=_linear,
+    known=lambda x: None if isinstance(x, Tracer) else np.asarray(x),
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,
 )

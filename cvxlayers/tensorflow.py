@@ -19,7 +19,7 @@ from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
-from cvxlayers.backend import Backend, Verbs, backend_of, register, unrolled_loop, unrolled_scan
+from cvxlayers.backend import Backend, Symmetric, Verbs, backend_of, register, unrolled_loop, unrolled_scan
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.host import HostMap, Options
 from cvxlayers.layer import Layer, check_spelling, ignore_legacy
@@ -339,6 +339,7 @@ XP = SimpleNamespace(
     isfinite=tf.math.is_finite,
     isnan=tf.math.is_nan,
     astype=tf.cast,
+    flip=lambda x, axis: tf.reverse(x, [axis]),
     cumulative_sum=lambda x, axis=-1: tf.cumsum(x, axis),
     linalg=SimpleNamespace(solve=tf.linalg.solve, cholesky=tf.linalg.cholesky),
     matrix_transpose=tf.linalg.matrix_transpose,
@@ -365,6 +366,23 @@ def _constant(f: Callable, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
     return tuple(map(tf.stop_gradient, found))
 
 
+def _system(system: Symmetric, held: Sequence[Any], p: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
+    """A rule that solves again for x rather than take the one at hand, which is a constant to an outer tape."""
+    p, b = tuple(map(tf.convert_to_tensor, p)), tuple(map(tf.convert_to_tensor, b))
+    values = tuple(system.solve(tuple(held), tuple(map(tf.stop_gradient, p)), tuple(map(tf.stop_gradient, b))))
+
+    def pull(*g: Any) -> list[Any]:
+        d = _system(system, held, p, tuple(map(tf.convert_to_tensor, g)))
+        x = _system(system, held, p, b) if _recording() else values
+        return [*(-cotangent for cotangent in system.pull(p, x, d)), *d]
+
+    return tuple(_tie([tf.stop_gradient(v) for v in values], [*p, *b], pull))
+
+
+def _known(x: Any) -> np.ndarray | None:
+    return x.numpy() if hasattr(x, "numpy") and tf.executing_eagerly() else None
+
+
 def _normal(seed: Any, shape: Sequence[int], like: Any) -> Any:
     if isinstance(seed, tf.random.Generator):
         return seed.normal(shape, dtype=like.dtype)
@@ -385,6 +403,8 @@ VERBS = Verbs(
     loop=_loop,
     scan=unrolled_scan(tf.stack),
     constant=_constant,
+    linear=_system,
+    known=_known,
     normal=_normal,
     call=_called,
 )

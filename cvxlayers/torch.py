@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cvxlayers.backend import NUMPY, Backend, Verbs, register, unrolled_loop, unrolled_scan
+from cvxlayers.backend import NUMPY, Backend, Symmetric, Verbs, register, unrolled_loop, unrolled_scan
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.host import Options
 from cvxlayers.layer import Layer, check_spelling, ignore_legacy
@@ -409,11 +409,71 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
-        pairs = list(zip(arrays, in_dims[2:], ranks, strict=True))
-        lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
-        lifted = [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
-        found = _Constant.apply(f, ranks, *lifted)
+        found = _Constant.apply(f, ranks, *_in_front(arrays, in_dims[2:], ranks))
         return found, (0,) * len(found)
+
+
+def _in_front(arrays: Sequence[Tensor], dims: Sequence[int | None], ranks: Sequence[int]) -> list[Tensor]:
+    """Mapped axes as the first ones, in front of every axis there is beside the last ``ranks[i]``."""
+    pairs = list(zip(arrays, dims, ranks, strict=True))
+    lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
+    return [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
+
+
+class _Linear(torch.autograd.Function):
+    """A `Symmetric` system; the rule is the implicit function theorem, written in itself, so that every order follows."""
+
+    @staticmethod
+    def forward(system: Symmetric, sizes: tuple[int, int], *arrays: Tensor) -> tuple[Tensor, ...]:
+        return tuple(system.solve(*_split(arrays, sizes)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.system, ctx.sizes, *arrays = inputs
+        ctx.save_for_backward(*arrays, *output)
+        ctx.save_for_forward(*arrays, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        system, sizes, count = ctx.system, ctx.sizes, len(given)
+        (held, p, _), x = _split(ctx.saved_tensors[:-count], sizes), ctx.saved_tensors[-count:]
+        apply = _Linear.apply if torch.is_grad_enabled() or _nested() else _Linear.forward
+        d = apply(system, sizes, *held, *p, *given)
+        moved = [-g for g in system.pull(p, x, d)] if any(ctx.needs_input_grad[2 + sizes[0] : 2 + sum(sizes)]) else [None] * sizes[1]
+        return None, None, *[None] * sizes[0], *moved, *d
+
+    @staticmethod
+    def jvp(ctx: Any, _system: Any, _sizes: Any, *tangents: Tensor | None) -> Any:
+        system, sizes = ctx.system, ctx.sizes
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = _primals(ctx.saved_tensors)
+            held, p, b = _split(saved[: len(tangents)], sizes)
+            x = saved[len(tangents) :]
+            _, moved, right = _split(_primals(tangents), sizes)
+            moved = [torch.zeros_like(a) if t is None else t for a, t in zip(p, moved, strict=True)]
+            right = [torch.zeros_like(a) if t is None else t for a, t in zip(b, right, strict=True)]
+            right = [t - change for t, change in zip(right, system.product(tuple(moved), tuple(x)), strict=True)]
+            return _Linear.apply(system, sizes, *held, *p, *right)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, system: Symmetric, sizes: tuple[int, int], *arrays: Tensor) -> Any:
+        found = _Linear.apply(system, sizes, *_in_front(arrays, in_dims[2:], [rank for part in system.ranks for rank in part]))
+        return found, (0,) * len(found)
+
+
+def _split(arrays: Sequence[Any], sizes: tuple[int, int]) -> tuple[tuple[Any, ...], ...]:
+    return tuple(arrays[: sizes[0]]), tuple(arrays[sizes[0] : sum(sizes)]), tuple(arrays[sum(sizes) :])
+
+
+def _linear(system: Symmetric, held: Sequence[Tensor], p: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return _Linear.apply(system, (len(held), len(p)), *held, *p, *b)
+
+
+def _known(x: Any) -> np.ndarray | None:
+    """Also the values below the transforms of torch.func, whose levels a reader of values need not see."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.detach().numpy() if type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" else None
 
 
 def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -429,6 +489,8 @@ VERBS = Verbs(
     loop=unrolled_loop,
     scan=unrolled_scan(torch.stack),
     constant=_Constant.apply,
+    linear=_linear,
+    known=_known,
     normal=_normal,
     call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),
 )
