@@ -15,9 +15,9 @@ ROOT = Path(cvxlayers.__file__).parent
 
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
-    ("cones.base", "domain", "errors", "backend", "refusals", "least_squares"),
-    ("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("cones.exponential", "cones.power"),
+    ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
+    ("kernels.ldl", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("kernels.rows", "cones.exponential", "cones.power"),
     ("cones.product",),
     ("cones",),
     ("program",),
@@ -44,7 +44,9 @@ OWNERS = {
     "diffcp": {"solvers.diffcp"},
     "ecos": {"solvers.ecos"},
     "scs": {"solvers.scs"},
-    "qdldl": {"kkt", "least_squares"},
+    "qdldl": {"kernels.ldl", "kkt", "least_squares"},
+    "numba": {"kernels.lanes"},
+    "llvmlite": {"kernels.lanes"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 
@@ -115,7 +117,7 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "scipy.sparse")
+HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "numba", "scipy.sparse")
 
 
 @pytest.mark.parametrize(
