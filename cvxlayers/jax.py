@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
+from jax.flatten_util import ravel_pytree
 from jax.interpreters import ad, batching, mlir
 
 from cvxlayers.backend import Backend, Symmetric, Verbs, register
@@ -454,11 +455,15 @@ def _constant(f: Any, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
 
 
 def _linear(system: Symmetric, held: Any, p: Any, b: Any) -> Any:
+    flat, parted = ravel_pytree(tuple(b))  # JAX transposes a system only where all parts of b are linear, or none
+
     def matvec(x: Any) -> Any:
-        return jax.tree.map(jnp.add, tuple(system.product(p, x)), tuple(system.rest(x)))
+        parts = parted(x)
+        return ravel_pytree(tuple(map(jnp.add, system.product(p, parts), system.rest(parts))))[0]
 
     held, at = jax.lax.stop_gradient((tuple(held), tuple(p)))
-    return jax.lax.custom_linear_solve(matvec, tuple(b), lambda _, given: tuple(system.solve(held, at, given)), symmetric=True)
+    solve = lambda _, given: ravel_pytree(tuple(system.solve(held, at, parted(given))))[0]  # noqa: E731
+    return parted(jax.lax.custom_linear_solve(matvec, flat, solve, symmetric=True))
 
 
 def _called(core: HostMap, *params: Any, **options: Any) -> Any:

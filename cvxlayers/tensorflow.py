@@ -374,7 +374,7 @@ def _system(system: Symmetric, held: Sequence[Any], p: Sequence[Any], b: Sequenc
     def pull(*g: Any) -> list[Any]:
         d = _system(system, held, p, tuple(map(tf.convert_to_tensor, g)))
         x = _system(system, held, p, b) if _recording() else values
-        return [*(-cotangent for cotangent in system.pull(p, x, d)), *d]
+        return [*system.pull(p, x, tuple(-t for t in d)), *d]
 
     return tuple(_tie([tf.stop_gradient(v) for v in values], [*p, *b], pull))
 
@@ -401,7 +401,7 @@ VERBS = Verbs(
     stop=tf.stop_gradient,
     vjp=_vjp,
     loop=_loop,
-    scan=unrolled_scan(tf.stack),
+    scan=lambda body, carry, xs: unrolled_scan(tf.stack)(body, carry, [tf.unstack(x) for x in xs]),
     constant=_constant,
     linear=_system,
     known=_known,

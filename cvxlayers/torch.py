@@ -397,6 +397,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.count = len(output)
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
@@ -405,7 +406,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *given: Any) -> Any:
-        return None
+        return (None,) * ctx.count if ctx.count > 1 else None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
@@ -439,7 +440,9 @@ class _Linear(torch.autograd.Function):
         (held, p, _), x = _split(ctx.saved_tensors[:-count], sizes), ctx.saved_tensors[-count:]
         apply = _Linear.apply if torch.is_grad_enabled() or _nested() else _Linear.forward
         d = apply(system, sizes, *held, *p, *given)
-        moved = [-g for g in system.pull(p, x, d)] if any(ctx.needs_input_grad[2 + sizes[0] : 2 + sum(sizes)]) else [None] * sizes[1]
+        moved = [None] * sizes[1]
+        if any(ctx.needs_input_grad[2 + sizes[0] : 2 + sum(sizes)]):
+            moved = system.pull(p, x, tuple(-t for t in d))
         return None, None, *[None] * sizes[0], *moved, *d
 
     @staticmethod
@@ -473,7 +476,10 @@ def _known(x: Any) -> np.ndarray | None:
     """Also the values below the transforms of torch.func, whose levels a reader of values need not see."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
-    return x.detach().numpy() if type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" else None
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
+        return None
+    with torch._C._DisableFuncTorch():
+        return x.detach().numpy()
 
 
 def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
