@@ -41,6 +41,7 @@ class Verbs:
     xp                           the namespace of the standard: ``xp.sum(x, axis=-1)``, ``xp.linalg.solve(a, b)``
     asarray(value, like)         a number or array as one of the dtype and the device of ``like``
     stop(x)                      x as a constant
+    take(x, indices)             x[..., indices] for a NumPy array of indices
     vjp(f, x)                    f(x) and its pullback g -> (f'(x)* g,), which can be differentiated again
     loop(going, body, state)     ``while going(*state): state = body(*state)``; has no derivative
     scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
@@ -55,6 +56,7 @@ class Verbs:
     xp: Any
     asarray: Callable[[Any, Any], Any]
     stop: Callable[[Any], Any]
+    take: Callable[[Any, np.ndarray], Any]
     vjp: Callable[[Callable, Any], Any]
     loop: Callable[[Callable, Callable, tuple], tuple]
     scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
@@ -123,6 +125,7 @@ NUMPY_VERBS = Verbs(
     xp=xp,
     asarray=lambda value, like: np.asarray(value, dtype=np.asarray(like).dtype),
     stop=lambda x: x,
+    take=lambda x, indices: x[..., indices],
     vjp=_no_vjp,
     loop=unrolled_loop,
     scan=unrolled_scan(np.stack),

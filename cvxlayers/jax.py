@@ -476,6 +476,7 @@ VERBS = Verbs(
     xp=jnp,
     asarray=lambda value, like: jnp.asarray(value, dtype=like.dtype),
     stop=jax.lax.stop_gradient,
+    take=lambda x, indices: x[..., indices],
     vjp=jax.vjp,
     loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
     scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),

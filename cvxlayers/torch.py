@@ -491,6 +491,7 @@ VERBS = Verbs(
     xp=torch_namespace,
     asarray=lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
     stop=torch.Tensor.detach,
+    take=lambda x, indices: x.index_select(-1, torch.from_numpy(indices).to(x.device)),
     vjp=torch.func.vjp,
     loop=unrolled_loop,
     scan=unrolled_scan(torch.stack),

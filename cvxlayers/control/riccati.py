@@ -84,7 +84,7 @@ def _rows_before(arrays: Sequence[np.ndarray], ranks: Sequence[int], lead: tuple
 # The same in the words that all frameworks share.
 
 
-def _times(M: Any, v: Any) -> Any:
+def times(M: Any, v: Any) -> Any:
     """M v for M (..., T or 1, B or 1, r, k) and v (..., T, B, k); one matrix product where all rows share M."""
     xp = backend_of(v).verbs.xp
     if M.shape[-3] > 1:
@@ -119,12 +119,12 @@ def _outer(pairs: Sequence[tuple[Any, Any]], like: Any) -> Any:
 def _product(p: Sequence[Any], x: Sequence[Any]) -> tuple[Any, Any]:
     (C, F), (tau, multipliers) = p, x
     xp = backend_of(tau).verbs.xp
-    first = (_times(C, tau) + _times(xp.matrix_transpose(C), tau)) / 2
+    first = (times(C, tau) + times(xp.matrix_transpose(C), tau)) / 2
     if tau.shape[-3] == 1:
         return first, xp.zeros_like(multipliers)
-    back = _times(xp.matrix_transpose(F), multipliers[..., 1:, :, :])
+    back = times(xp.matrix_transpose(F), multipliers[..., 1:, :, :])
     first = first + xp.concat([back, xp.zeros_like(tau[..., :1, :, :])], axis=-3)
-    return first, xp.concat([xp.zeros_like(multipliers[..., :1, :, :]), _times(F, tau[..., :-1, :, :])], axis=-3)
+    return first, xp.concat([xp.zeros_like(multipliers[..., :1, :, :]), times(F, tau[..., :-1, :, :])], axis=-3)
 
 
 def _rest(x: Sequence[Any]) -> tuple[Any, Any]:
@@ -206,7 +206,7 @@ def _passes(verbs: Any, F: Any, factors: Any, b: Any, shift: Any) -> tuple[Any, 
     V, K, W = matrix(0, n, n), matrix(n * n, m, n), matrix(n * s, m, m)
     q = -b
     if stages > 1:
-        ahead = _times(xp.matrix_transpose(F), -_times(V[..., 1:, :, :, :], shift[..., 1:, :, :]))
+        ahead = times(xp.matrix_transpose(F), -times(V[..., 1:, :, :, :], shift[..., 1:, :, :]))
         q = q + xp.concat([ahead, xp.zeros_like(ahead[..., :1, :, :])], axis=-3)
     F_padded, K_staged, q_staged = _padded(xp, F, stages), _stages_first(xp, K, 4, stages), _stages_first(xp, q, 3, stages)
 
@@ -219,7 +219,7 @@ def _passes(verbs: Any, F: Any, factors: Any, b: Any, shift: Any) -> tuple[Any, 
     nothing = (q_staged[0] + _row_times(xp, xp.matrix_transpose(F_padded[0]), xp.moveaxis(shift, -3, 0)[0]))[..., :n] * 0
     _, (v, q_u) = verbs.scan(back, nothing, tuple(xp.flip(a, axis=0) for a in (F_padded, K_staged, q_staged)))
     v, q_u = xp.flip(v, axis=0), xp.flip(q_u, axis=0)
-    k = xp.moveaxis(-_times(W, xp.moveaxis(q_u, 0, -3)), -3, 0)
+    k = xp.moveaxis(-times(W, xp.moveaxis(q_u, 0, -3)), -3, 0)
 
     def ahead_of(x: Any, stage: tuple[Any, Any, Any, Any]) -> tuple[Any, Any]:
         F, K, k, f = stage
@@ -230,7 +230,7 @@ def _passes(verbs: Any, F: Any, factors: Any, b: Any, shift: Any) -> tuple[Any, 
     f_padded = xp.concat([f[1:], xp.zeros_like(f[:1])], axis=0)
     _, (tau,) = verbs.scan(ahead_of, nothing + f[0], (F_padded, K_staged, k, f_padded))
     tau = xp.moveaxis(tau, 0, -3)
-    return tau, _times(V, tau[..., :n]) + xp.moveaxis(v, 0, -3)
+    return tau, times(V, tau[..., :n]) + xp.moveaxis(v, 0, -3)
 
 
 def _row_times(xp: Any, M: Any, v: Any) -> Any:

@@ -1,0 +1,203 @@
+"""Sequential quadratic programming: every step solves one convex cone program for all rows, on one sparse pattern.
+
+Two kinds of step. Far from a solution: the quadratic program of the linearized problem, with a line search on the l1 merit function
+(Han, "A globally convergent method for nonlinear programming", 1977). Near one: a Newton step on the optimality conditions with the exact
+Hessian of the Lagrangian, taken by a row where it reduces the violation of the conditions; it converges quadratically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cvxlayers.backend import backend_of
+from cvxlayers.conic_map import ConicMap
+from cvxlayers.control.conditions import FLOOR, Expansion, distance, excess, expand, objective, right_sides
+from cvxlayers.control.expand import convexified
+from cvxlayers.control.problem import Program
+from cvxlayers.control.riccati import times
+from cvxlayers.control.solved import SolvedMap
+from cvxlayers.control.transcription import Transcription
+
+STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once
+DECREASE = 1e-4  # share of the merit's slope that a step must gain
+CLOSE = 0.1  # from this violation on Newton steps are tried
+GAIN = 0.5  # what they must leave at most of it
+
+
+class Maps(NamedTuple):
+    """The cone programs of one pattern: solved, moved by one Newton step, and differentiated where they stand."""
+
+    transcription: Transcription
+    solve: ConicMap
+    newton: SolvedMap
+    solved: SolvedMap
+
+
+class Point(NamedTuple):
+    """Where the rows are: tau (T, B, s), y and s (B, rows of A); the merit function's penalty, violation, steps, infeasible (B,)."""
+
+    tau: Any
+    y: Any
+    s: Any
+    penalty: Any
+    violation: Any
+    iterations: Any
+    infeasible: Any
+
+
+def solve(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, tell: Callable | None = None) -> Point:
+    """Iterate from tau (T, B, s), which need not satisfy anything, until every row's violation is at most ``tol``.
+
+    ``exact`` takes the Hessian of the Lagrangian for the quadratic programs too, made convex; ``tell`` is called with (iteration, Point).
+    """
+    verbs = backend_of(tau).verbs
+    xp = verbs.xp
+
+    def going(k: Any, *state: Any) -> Any:
+        point = Point(*state)
+        open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+        return xp.any(open_rows) & (k < max_iter)
+
+    def body(k: Any, *state: Any) -> tuple[Any, ...]:
+        point = step(program, maps, Point(*state), exact, tol)
+        if tell is not None:
+            tell(k, point)
+        return (k + 1, *point)
+
+    return Point(*verbs.loop(going, body, (verbs.asarray(0.0, tau), *start(program, maps, tau)))[1:])
+
+
+def start(program: Program, maps: Maps, tau: Any) -> Point:
+    """The first point: no multipliers."""
+    verbs, pattern = backend_of(tau).verbs, maps.transcription.pattern
+    xp = verbs.xp
+    none = xp.zeros_like(tau[0, :, 0])
+    y = none[:, None] + verbs.asarray(np.zeros(pattern.m), tau)
+    return Point(tau, y, y, none, none + np.inf, none, none)
+
+
+def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float) -> Point:
+    """One step of every row that is not done."""
+    verbs = backend_of(point.tau).verbs
+    xp = verbs.xp
+    open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+
+    # A Newton step where the point is close; elsewhere, and where it gains nothing, the quadratic program.
+    close = open_rows & (point.violation < CLOSE)
+    moved, gained = point, xp.zeros_like(open_rows)
+    if _may(verbs, close):
+        moved = _newton(program, maps, point)
+        gained = close & (moved.violation <= GAIN * point.violation)
+    rest = open_rows & ~gained
+    found = _searched(program, maps, point, exact) if _may(verbs, rest) else point
+
+    def chosen(new: Any, other: Any, old: Any) -> Any:
+        lead = (None,) if new.ndim == 3 else ()
+        tail = (None,) * (0 if len(new.shape) == 1 else 1)
+        where = (*lead, slice(None), *tail)
+        return xp.where(gained[where], new, xp.where(rest[where], other, old))
+
+    result = Point(*(chosen(a, b, c) for a, b, c in zip(moved, found, point, strict=True)))
+    return result._replace(iterations=point.iterations + xp.where(open_rows, xp.ones_like(point.violation), xp.zeros_like(point.violation)))
+
+
+def _may(verbs: Any, rows: Any) -> bool:
+    """Whether some row is marked, as far as is known."""
+    known = verbs.known(rows)
+    return known is None or bool(known.any())
+
+
+def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
+    """The violation of the optimality conditions by (tau, y), (B,)."""
+    parts = maps.transcription.parted(y)
+    return distance(program, maps.transcription, tau, expand(program, tau, parts, exact=True)._replace(H=None), parts)
+
+
+def _data(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any) -> tuple[Any, Any, Any, Any]:
+    return maps.transcription.program(H, at.slope - times(H, tau), at.F, at.G, at.E, right_sides(program, tau, at))
+
+
+def _newton(program: Program, maps: Maps, point: Point) -> Point:
+    verbs = backend_of(point.tau).verbs
+    tau, parts = point.tau, maps.transcription.parted(point.y)
+    at = expand(program, tau, parts, exact=True)
+    w = flat(maps.transcription, tau, at, program, parts)
+    data = _data(program, maps, tau, at, at.H)
+    w, y, s = verbs.call(maps.newton, *data, w, point.y, point.s)
+    tau = maps.transcription.stages_of(w)
+    return point._replace(tau=tau, y=y, s=s, violation=_finite(verbs, measured(program, maps, tau, y)))
+
+
+def _finite(verbs: Any, violation: Any) -> Any:
+    xp = verbs.xp
+    return xp.where(xp.isnan(violation), xp.ones_like(violation) * np.inf, violation)
+
+
+def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program, parts: Any) -> Any:
+    """The variables w (B, size) of tau, with the slacks that soft constraints have there."""
+    verbs, layout = backend_of(tau).verbs, transcription.layout
+    xp, rows = verbs.xp, tau.shape[1]
+    pieces = [xp.reshape(xp.moveaxis(tau, 0, 1), (rows, layout.stages * (layout.n + layout.m)))]
+    for name, value in (("constraints", at.g), ("terminal", at.h)):
+        if layout.soft is not None and value is not None:
+            over = xp.maximum(value, xp.zeros_like(value)) if layout.soft[0] == "l1" else parts[name] / layout.soft[1]
+            pieces.append(xp.reshape(xp.moveaxis(over, 0, 1), (rows, over.shape[0] * over.shape[2])))
+    return xp.concat(pieces, axis=-1)
+
+
+def _searched(program: Program, maps: Maps, point: Point, exact: bool) -> Point:
+    verbs, layout = backend_of(point.tau).verbs, program.layout
+    xp, tau, transcription = verbs.xp, point.tau, maps.transcription
+    at = expand(program, tau, transcription.parted(point.y), exact)
+    H = convexified(at.H, FLOOR) if exact else at.H
+    w, y, s = verbs.call(maps.solve, *_data(program, maps, tau, at, H), on_failure="nan")
+    infeasible = xp.any(xp.isnan(w), axis=-1)
+    target = transcription.stages_of(w)
+    target = xp.where(infeasible[None, :, None], tau, target)
+    direction = target - tau
+
+    dual = xp.max(xp.abs(y), axis=-1)
+    penalty = xp.maximum(point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
+    held = excess(program, tau, at.f, at.g, at.h)
+    violated = _violation(layout, held)
+    here = objective(program, transcription, tau, held) + penalty * violated
+    slope = xp.sum(at.slope * direction, axis=(0, 2)) - penalty * violated
+    lengths = verbs.asarray(np.array(STEPS), tau)
+    trials = tau + lengths[:, None, None, None] * direction
+    merits = _merit(program, transcription, trials, penalty)
+    # rounding of the merit itself is no increase
+    allowed = here + DECREASE * lengths[:, None] * xp.minimum(slope, xp.zeros_like(slope)) + 1e-12 * (1 + xp.abs(here))
+    fine = (merits <= allowed) & ~xp.isnan(merits)
+    # the first that is fine, the last where none is
+    taken = xp.max(xp.where(fine, lengths[:, None], xp.zeros_like(merits)), axis=0)
+    taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
+    tau = tau + taken[None, :, None] * direction
+    y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
+    violation = _finite(verbs, measured(program, maps, tau, y))
+    return point._replace(tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, dual * 0 + 1, dual * 0))
+
+
+def _merit(program: Program, transcription: Transcription, tau: Any, penalty: Any) -> Any:
+    layout = program.layout
+    n, before = layout.n, tau[..., :-1, :, :]
+    f = program.dynamics(before) if layout.stages > 1 else None
+    g = None if program.constraints is None else program.constraints(tau)
+    h = None if program.terminal_constraints is None else program.terminal_constraints(tau[..., -1:, :, :n])
+    held = excess(program, tau, f, g, h)
+    return objective(program, transcription, tau, held) + penalty * _violation(layout, held)
+
+
+def _violation(layout: Any, held: Any) -> Any:
+    """The l1 norm of what is violated, (..., B); soft constraints are paid for in the objective."""
+    total = None
+    for name, value in held.items():
+        if layout.soft is not None and name in ("constraints", "terminal"):
+            continue
+        xp = backend_of(value).verbs.xp
+        over = xp.abs(value) if name in ("initial", "dynamics") else xp.maximum(value, xp.zeros_like(value))
+        part = xp.sum(over, axis=(-1, -3))
+        total = part if total is None else total + part
+    return total
