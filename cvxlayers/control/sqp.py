@@ -23,7 +23,7 @@ from cvxlayers.control.transcription import Transcription
 
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once
 DECREASE = 1e-4  # share of the merit's slope that a step must gain
-CLOSE = 0.1  # from this violation on Newton steps are tried
+CLOSE = 1e-2  # from this violation on Newton steps are tried
 GAIN = 0.5  # what they must leave at most of it
 
 
