@@ -142,6 +142,8 @@ class Transcription:
         if layout.slacks:
             linear.append(verbs.asarray(np.full(layout.slacks, layout.soft[1] if layout.soft and layout.soft[0] == "l1" else 0.0), c))
         q = _joined(xp, linear)
+        if len(q.shape) == 1:  # one array at least tells the number of rows
+            q = xp.broadcast_to(q, (b["initial"].shape[1], q.shape[0]))
         blocks = [verbs.asarray([1.0, -1.0], c)]
         blocks += [_rows(xp, -F, T - 1)] if T > 1 else []
         blocks += [_rows(xp, G, T)] if layout.path else []
