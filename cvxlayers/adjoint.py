@@ -24,7 +24,7 @@ from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, Solved
 from cvxlayers.program import ConeProgram, Pattern, Solution, join, take
 
-REACH = 1e-3  # a Newton step longer than this, relative to 1 + |v|, follows a null direction: the minimum-norm step is taken
+REACH = 1e-3  # of the Newton steps that polish: how long they may be, relative to 1 + |v|
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
 
 
@@ -96,9 +96,12 @@ def second_vjp(
     return join([p for p, _ in parts]), join([c for _, c in parts])
 
 
-def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
-    """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary."""
-    parts = [_newton(kkt, take(program, rows), take(solution, rows)) for rows in kkt.chunks(len(program.q))]
+def newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float = REACH) -> Solution:
+    """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary.
+
+    A step longer than ``reach``, relative to 1 + |v|, is taken for one along a null direction, and replaced by the minimum-norm step.
+    """
+    parts = [_newton(kkt, take(program, rows), take(solution, rows), reach) for rows in kkt.chunks(len(program.q))]
     return join(parts)
 
 
@@ -120,14 +123,14 @@ def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgra
     return Solution(dx, dy, ds), Certificate(solved.residual, solved.fallback, margin)
 
 
-def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
+def _newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float) -> Solution:
     products, x, y, s = kkt.products, solution.x, solution.y, solution.s
     derivative, _ = _linearize(kkt, solution)
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
     v = y - s
-    reach = REACH * (1 + np.max(abs(v), axis=1, initial=0.0))
-    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, reach)
+    farthest = reach * (1 + np.max(abs(v), axis=1, initial=0.0))
+    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, farthest)
     v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
     return Solution(x + dx, y, y - v, solution.status, solution.iterations)

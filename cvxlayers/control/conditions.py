@@ -31,44 +31,54 @@ class Expansion(NamedTuple):
     E: Any
 
 
-def expand(program: Program, tau: Any, y: Parts, exact: bool) -> Expansion:
-    """Values and derivatives at tau (T, B, s); the Hessian is that of the cost alone, convex, or ``exact``, of the Lagrangian."""
+def expand(program: Program, tau: Any, y: Parts, curvature: str | None) -> Expansion:
+    """Values and derivatives at tau (T, B, s).
+
+    ``curvature`` says which Hessian is wanted: that of the "cost", made convex, that of the "lagrangian" with multipliers y, or None.
+    """
     xp, layout = backend_of(tau).verbs.xp, program.layout
-    n, x_last = layout.n, tau[-1:, :, : layout.n]
-    before = tau[:-1]
+    n, before, x_last = layout.n, tau[:-1], tau[-1:, :, : layout.n]
     if layout.stages == 1:
-        f, F = before[..., :n], xp.zeros_like(before[..., :n, None] * before[..., None, :])
+        f, F = before[..., :n], before[..., :n, None] * before[..., None, :]
     elif isinstance(program.dynamics, Affine):
         f, F = program.dynamics(before), program.dynamics.F
     else:
         f, F = jacobian(program.dynamics, before, n)
     g, G = (None, None) if program.constraints is None else jacobian(program.constraints, tau, layout.path)
     h, E = (None, None) if program.terminal_constraints is None else jacobian(program.terminal_constraints, x_last, layout.terminal)
-    curved = exact and not (isinstance(program.dynamics, Affine) and program.constraints is None)
-    if isinstance(program.cost, Quadratic):
-        slope, H = times(program.cost.C, tau) + program.cost.c, program.cost.C
-        if curved:
-            H = H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
-    elif curved:
-        slope, H = gradient(program.cost, tau), hessian(lambda tau: lagrangian(program, tau, y), tau)[1]
-    else:
-        slope, H = hessian(program.cost, tau)
-        H = H if exact else convexified(H, FLOOR)
-    if program.terminal_cost is not None or (exact and program.terminal_constraints is not None):
-        last, curve = hessian(lambda x: terminal_lagrangian(program, x, y if exact else {}), x_last)
-        if program.terminal_cost is not None:
-            only = gradient(program.terminal_cost, x_last) if exact else last
-            slope = xp.concat([slope[:-1], slope[-1:] + _wide(xp, only, tau)], axis=0)
+    slope, H = _stage_costs(program, tau, y, curvature)
+    if program.terminal_cost is not None:
+        slope = xp.concat([slope[:-1], slope[-1:] + wide(gradient(program.terminal_cost, x_last), tau)], axis=0)
+    exact = curvature == "lagrangian"
+    if curvature is not None and (program.terminal_cost is not None or (exact and program.terminal_constraints is not None)):
+        curve = hessian(lambda x: terminal_lagrangian(program, x, y if exact else {}), x_last)[1]
         curve = curve if exact else convexified(curve, FLOOR)
-        H = xp.broadcast_to(H, (layout.stages, *H.shape[1:])) if H.shape[0] != layout.stages else H
-        square = xp.concat([curve, xp.zeros_like(tau[-1:, :, :n, None] * tau[-1:, :, None, n:])], axis=-1)
-        square = xp.concat([square, xp.zeros_like(tau[-1:, :, n:, None] * tau[-1:, :, None, :])], axis=-2)
-        H = xp.concat([H[:-1] + xp.zeros_like(square), H[-1:] + square], axis=0)
+        right = xp.concat([curve, xp.zeros_like(x_last[..., :, None] * tau[-1:, :, None, n:])], axis=-1)
+        block = xp.concat([right, xp.zeros_like(tau[-1:, :, n:, None] * tau[-1:, :, None, :])], axis=-2)
+        H = xp.broadcast_to(H, (layout.stages, *block.shape[1:]))
+        H = xp.concat([H[:-1], H[-1:] + block], axis=0)
     return Expansion(f, F, slope, H, g, G, h, E)
 
 
-def _wide(xp: Any, x: Any, tau: Any) -> Any:
-    """x (..., n) with zeros for the controls."""
+def _stage_costs(program: Program, tau: Any, y: Parts, curvature: str | None) -> tuple[Any, Any]:
+    """The gradient of the stages' costs, and the Hessian that is wanted."""
+    linear = isinstance(program.dynamics, Affine) and program.constraints is None
+    if isinstance(program.cost, Quadratic):
+        slope, H = times(program.cost.C, tau) + program.cost.c, program.cost.C
+        if curvature == "lagrangian" and not linear:
+            H = H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
+        return slope, H
+    if curvature is None:
+        return gradient(program.cost, tau), None
+    slope, H = hessian(program.cost, tau)
+    if curvature == "cost":
+        return slope, convexified(H, FLOOR)
+    return slope, H if linear else H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
+
+
+def wide(x: Any, tau: Any) -> Any:
+    """x (1, B, n) with zeros for the controls."""
+    xp = backend_of(x).verbs.xp
     return xp.concat([x, xp.zeros_like(tau[-1:, :, x.shape[-1] :])], axis=-1)
 
 

@@ -19,6 +19,7 @@ from cvxlayers.control.solved import SolvedMap
 from cvxlayers.control.transcription import Layout, Transcription
 from cvxlayers.errors import InaccurateWarning, SolverError, Status, warn
 
+CURVATURE = {"exact": "lagrangian", "gauss_newton": "cost"}
 WEAK = 1e-6  # a constraint within this of its bound whose multiplier is below it, relative to the largest, is weakly active
 
 
@@ -94,7 +95,7 @@ class MPC:
                 inner = program_of(problem, flat, arrays, with_leaves(params, leaves), batch, sizes)
                 point = sqp.solve(inner, maps, guess, exact=self.exact, max_iter=1 if rti else self.max_iter, tol=tol)
                 parts = maps.transcription.parted(point.y)
-                at = conditions.expand(inner, point.tau, parts, exact=self.backward == "exact")
+                at = conditions.expand(inner, point.tau, parts, CURVATURE[self.backward])
                 w = sqp.flat(maps.transcription, point.tau, at, inner, parts)
                 P, _, A, _ = sqp._data(inner, maps, point.tau, at, at.H)
                 return w, point.y, point.s, P, A, point.violation, point.iterations, point.infeasible
@@ -129,7 +130,7 @@ class MPC:
         slope = gradient(lambda tau: conditions.lagrangian(program, tau, parts), tau)
         if program.terminal_cost is not None or program.terminal_constraints is not None:
             last = gradient(lambda x: conditions.terminal_lagrangian(program, x, parts), tau[-1:, :, : layout.n])
-            slope = xp.concat([slope[:-1], slope[-1:] + conditions._wide(xp, last, tau)], axis=0)
+            slope = xp.concat([slope[:-1], slope[-1:] + conditions.wide(last, tau)], axis=0)
         q = xp.reshape(xp.moveaxis(slope, 0, 1), (tau.shape[1], -1))
         if layout.slacks:
             q = xp.concat([q, xp.zeros_like(w[:, q.shape[-1] :])], axis=-1)

@@ -15,7 +15,7 @@ from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap, Saved
 from cvxlayers.errors import Status
 from cvxlayers.host import Arrays, HostMap, Options, Port
-from cvxlayers.program import ConeProgram, Info, Pattern, Solution
+from cvxlayers.program import Info, Pattern, Solution
 
 
 class SolvedMap(HostMap):

@@ -89,10 +89,10 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float) ->
     close = open_rows & (point.violation < CLOSE)
     moved, gained = point, xp.zeros_like(open_rows)
     if _may(verbs, close):
-        moved = _newton(program, maps, point)
+        moved = _newton(program, maps, point, close)
         gained = close & (moved.violation <= GAIN * point.violation)
     rest = open_rows & ~gained
-    found = _searched(program, maps, point, exact) if _may(verbs, rest) else point
+    found = _searched(program, maps, point, rest, exact) if _may(verbs, rest) else point
 
     def chosen(new: Any, other: Any, old: Any) -> Any:
         lead = (None,) if new.ndim == 3 else ()
@@ -113,19 +113,20 @@ def _may(verbs: Any, rows: Any) -> bool:
 def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
     """The violation of the optimality conditions by (tau, y), (B,)."""
     parts = maps.transcription.parted(y)
-    return distance(program, maps.transcription, tau, expand(program, tau, parts, exact=True)._replace(H=None), parts)
+    return distance(program, maps.transcription, tau, expand(program, tau, parts, None), parts)
 
 
 def _data(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any) -> tuple[Any, Any, Any, Any]:
     return maps.transcription.program(H, at.slope - times(H, tau), at.F, at.G, at.E, right_sides(program, tau, at))
 
 
-def _newton(program: Program, maps: Maps, point: Point) -> Point:
+def _newton(program: Program, maps: Maps, point: Point, rows: Any) -> Point:
     verbs = backend_of(point.tau).verbs
     tau, parts = point.tau, maps.transcription.parted(point.y)
-    at = expand(program, tau, parts, exact=True)
+    at = expand(program, tau, parts, "lagrangian")
     w = flat(maps.transcription, tau, at, program, parts)
     data = _data(program, maps, tau, at, at.H)
+    w = verbs.xp.where(rows[:, None], w, verbs.xp.ones_like(w) * np.nan)  # a row that is not finite costs nothing
     w, y, s = verbs.call(maps.newton, *data, w, point.y, point.s)
     tau = maps.transcription.stages_of(w)
     return point._replace(tau=tau, y=y, s=s, violation=_finite(verbs, measured(program, maps, tau, y)))
@@ -148,12 +149,14 @@ def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program
     return xp.concat(pieces, axis=-1)
 
 
-def _searched(program: Program, maps: Maps, point: Point, exact: bool) -> Point:
+def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool) -> Point:
     verbs, layout = backend_of(point.tau).verbs, program.layout
     xp, tau, transcription = verbs.xp, point.tau, maps.transcription
-    at = expand(program, tau, transcription.parted(point.y), exact)
+    at = expand(program, tau, transcription.parted(point.y), "lagrangian" if exact else "cost")
     H = convexified(at.H, FLOOR) if exact else at.H
-    w, y, s = verbs.call(maps.solve, *_data(program, maps, tau, at, H), on_failure="nan")
+    P, q, A, b = _data(program, maps, tau, at, H)
+    q = xp.where(rows[:, None], q, xp.ones_like(q) * np.nan)  # a row that is not finite costs nothing
+    w, y, s = verbs.call(maps.solve, P, q, A, b, on_failure="nan")
     infeasible = xp.any(xp.isnan(w), axis=-1)
     target = transcription.stages_of(w)
     target = xp.where(infeasible[None, :, None], tau, target)
