@@ -38,6 +38,21 @@ class Problem:
     slew: tuple[str, Any] | None
 
 
+def check(problem: Problem) -> None:
+    """Raise ValueError for a problem that cannot be stated."""
+    sizes = (problem.horizon, problem.n_state, problem.n_ctrl)
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"got horizon, n_state, n_ctrl = {sizes}; wanted positive integers")
+    for name, pair, kinds in (("soft", problem.soft, ("l1", "quadratic")), ("slew", problem.slew, ("quadratic", "bound"))):
+        if pair is not None and (pair[0] not in kinds or not np.all(np.asarray(pair[1]) > 0)):
+            raise ValueError(f"{name} is {pair}; wanted ({kinds[0]!r} or {kinds[1]!r}, a positive number)")
+    if problem.soft is not None and problem.constraints is None and problem.terminal_constraints is None:
+        raise ValueError("soft says how to penalize constraints and terminal_constraints, and there are none; give it with one of them")
+    for name, function in (("dynamics", problem.dynamics), ("cost", problem.cost)):
+        if not callable(function) and not isinstance(function, (LinearDynamics, QuadraticCost)):
+            raise ValueError(f"{name} is a {type(function).__name__}; wanted a function of (x, u, params), LinearDynamics or QuadraticCost")
+
+
 @dataclass(frozen=True)
 class Program:
     """A problem in one call: functions of tau (..., T, B, s) or x (..., 1, B, n), x0 (1, B, n), bounds (T or 1, B or 1, width) by name."""

@@ -70,6 +70,48 @@ def solve(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int,
     return Point(*verbs.loop(going, body, (verbs.asarray(0.0, tau), *start(program, maps, tau)))[1:])
 
 
+def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float) -> Point:
+    """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
+    verbs = backend_of(tau).verbs
+    point = start(program, maps, tau)
+    for _ in range(max_iter):
+        open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+        if not _may(verbs, open_rows):
+            break
+        found = _searched(program, maps, point, open_rows, exact)
+        point = _advanced(verbs.xp, point, [(open_rows, found)])
+    return point
+
+
+def differentiable(program: Program, maps: Maps, point: Point, curvature: str) -> tuple[Any, Any, Any, Any, Any]:
+    """(w, y, s) and the matrices P and A of the program that `SolvedMap` differentiates there."""
+    parts = maps.transcription.parted(point.y)
+    at = expand(program, point.tau, parts, curvature)
+    P, _, A, _ = _data(program, maps, point.tau, at, at.H)
+    return flat(maps.transcription, point.tau, at, program, parts), point.y, point.s, P, A
+
+
+def variables(program: Program, maps: Maps, point: Point) -> Any:
+    """The variables w (B, size) of the program at a point."""
+    parts = maps.transcription.parted(point.y)
+    return flat(maps.transcription, point.tau, expand(program, point.tau, parts, None), program, parts)
+
+
+def _advanced(xp: Any, point: Point, moves: list[tuple[Any, Point]]) -> Point:
+    """The point with rows replaced by those of other points, one more step counted where a mask is true."""
+    steps = point.iterations
+    for mask, other in moves:
+        point = Point(*(xp.where(_like(mask, new), new, old) for new, old in zip(other, point, strict=True)))
+        steps = xp.where(mask, steps + 1, steps)
+    return point._replace(iterations=steps)
+
+
+def _like(mask: Any, a: Any) -> Any:
+    """A mask of rows (B,) against (B,), (B, k) or (T, B, s)."""
+    rank = len(a.shape)
+    return mask if rank == 1 else mask[:, None] if rank == 2 else mask[None, :, None]
+
+
 def start(program: Program, maps: Maps, tau: Any) -> Point:
     """The first point: no multipliers."""
     verbs, pattern = backend_of(tau).verbs, maps.transcription.pattern
@@ -94,14 +136,7 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float) ->
     rest = open_rows & ~gained
     found = _searched(program, maps, point, rest, exact) if _may(verbs, rest) else point
 
-    def chosen(new: Any, other: Any, old: Any) -> Any:
-        lead = (None,) if new.ndim == 3 else ()
-        tail = (None,) * (0 if len(new.shape) == 1 else 1)
-        where = (*lead, slice(None), *tail)
-        return xp.where(gained[where], new, xp.where(rest[where], other, old))
-
-    result = Point(*(chosen(a, b, c) for a, b, c in zip(moved, found, point, strict=True)))
-    return result._replace(iterations=point.iterations + xp.where(open_rows, xp.ones_like(point.violation), xp.zeros_like(point.violation)))
+    return _advanced(xp, point, [(gained, moved), (rest, found)])
 
 
 def _may(verbs: Any, rows: Any) -> bool:
@@ -113,7 +148,9 @@ def _may(verbs: Any, rows: Any) -> bool:
 def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
     """The violation of the optimality conditions by (tau, y), (B,)."""
     parts = maps.transcription.parted(y)
-    return distance(program, maps.transcription, tau, expand(program, tau, parts, None), parts)
+    violation = distance(program, maps.transcription, tau, expand(program, tau, parts, None), parts)
+    xp = backend_of(violation).verbs.xp
+    return xp.where(xp.isnan(violation), xp.ones_like(violation) * np.inf, violation)
 
 
 def _data(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any) -> tuple[Any, Any, Any, Any]:
@@ -129,12 +166,7 @@ def _newton(program: Program, maps: Maps, point: Point, rows: Any) -> Point:
     w = verbs.xp.where(rows[:, None], w, verbs.xp.ones_like(w) * np.nan)  # a row that is not finite costs nothing
     w, y, s = verbs.call(maps.newton, *data, w, point.y, point.s)
     tau = maps.transcription.stages_of(w)
-    return point._replace(tau=tau, y=y, s=s, violation=_finite(verbs, measured(program, maps, tau, y)))
-
-
-def _finite(verbs: Any, violation: Any) -> Any:
-    xp = verbs.xp
-    return xp.where(xp.isnan(violation), xp.ones_like(violation) * np.inf, violation)
+    return point._replace(tau=tau, y=y, s=s, violation=measured(program, maps, tau, y))
 
 
 def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program, parts: Any) -> Any:
@@ -179,7 +211,7 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
     tau = tau + taken[None, :, None] * direction
     y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
-    violation = _finite(verbs, measured(program, maps, tau, y))
+    violation = measured(program, maps, tau, y)
     return point._replace(tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, dual * 0 + 1, dual * 0))
 
 
