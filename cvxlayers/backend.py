@@ -49,6 +49,7 @@ class Verbs:
                                  ``ranks[i]`` of each array; mapped axes (vmap) are put there
     linear(system, held, p, b)   x of a `Symmetric` system, with derivatives of every order; ``held`` are constants
     known(x)                     x as a NumPy array of its own dtype where its values are in the host's memory, None elsewhere
+    vmap(f, axes, out)           f with an axis of each argument mapped, at ``out`` in the result; None in frameworks that map no calls
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
     call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
     """
@@ -63,6 +64,7 @@ class Verbs:
     constant: Callable[..., tuple]
     linear: Callable[[Symmetric, tuple, tuple, tuple], tuple]
     known: Callable[[Any], np.ndarray | None]
+    vmap: Callable[[Callable, tuple, int], Callable] | None
     normal: Callable[[Any, Sequence[int], Any], Any]
     call: Callable[..., Any]
 
@@ -132,6 +134,7 @@ NUMPY_VERBS = Verbs(
     constant=lambda f, ranks, *arrays: f(*arrays),
     linear=lambda system, held, p, b: system.solve(held, p, b),
     known=np.asarray,
+    vmap=None,
     normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),
     call=_numpy_call,
 )

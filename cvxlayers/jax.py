@@ -483,6 +483,7 @@ VERBS = Verbs(
     constant=_constant,
     linear=_linear,
     known=lambda x: None if isinstance(x, Tracer) else np.asarray(x),
+    vmap=jax.vmap,
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,
 )

@@ -406,6 +406,7 @@ VERBS = Verbs(
     constant=_constant,
     linear=_system,
     known=_known,
+    vmap=None,
     normal=_normal,
     call=_called,
 )

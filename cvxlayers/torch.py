@@ -17,6 +17,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat.torch as torch_namespace
@@ -487,8 +488,10 @@ def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
 
+# Under torch.func.vmap torch.moveaxis has no rule, torch.movedim has one.
+XP = SimpleNamespace(**{**vars(torch_namespace), "moveaxis": torch.movedim})
 VERBS = Verbs(
-    xp=torch_namespace,
+    xp=XP,
     asarray=lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
     stop=torch.Tensor.detach,
     take=lambda x, indices: x.index_select(-1, torch.from_numpy(indices).to(x.device)),
@@ -498,6 +501,7 @@ VERBS = Verbs(
     constant=_Constant.apply,
     linear=_linear,
     known=_known,
+    vmap=torch.func.vmap,
     normal=_normal,
     call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -113,8 +114,9 @@ class MPC:
         def run(flat: Any, guess: Any, *rest: Any) -> tuple[Any, ...]:
             own, lead = list(rest[: len(arrays)]), tuple(flat.shape)[:-2]
             inside = _merged(verbs, [flat, guess, *own], list(ranks[: 2 + len(own)]), lead)
-            own_leaves = [_padded(xp, leaf, len(lead), len(batch) + 1) for leaf in rest[len(arrays) :]]
-            inner = program_of(problem, inside[0], inside[2:], with_leaves(params, own_leaves), (*lead, *batch), sizes)
+            mapped = _mapped(verbs, problem, params, leaves, rest[len(arrays) :], lead, len(batch)) if lead else problem
+            again = with_leaves(params, list(rest[len(arrays) :])) if not lead else params
+            inner = program_of(mapped, inside[0], inside[2:], again, (*lead, *batch), sizes)
             tell = describe(options, maps, verbs)
             point = sqp.solve(inner, maps, inside[1], exact=options.exact, max_iter=options.max_iter, tol=tol, tell=tell)
             found = (*sqp.differentiable(inner, maps, point, options.curvature), point.iterations, point.infeasible)
@@ -220,9 +222,25 @@ def _merged(verbs: Any, arrays: list[Any], ranks: list[int], lead: tuple[int, ..
     return merged
 
 
-def _padded(xp: Any, leaf: Any, lead: int, rank: int) -> Any:
-    """A parameter's mapped axes stand in front of the batch axes that it could have."""
-    missing = rank - (len(leaf.shape) - lead)
-    if not lead or missing <= 0:
-        return leaf
-    return xp.reshape(leaf, (*leaf.shape[:lead], *[1] * missing, *leaf.shape[lead:]))
+def _mapped(verbs: Any, problem: Problem, params: Any, leaves: Any, given: Any, lead: tuple[int, ...], batch: int) -> Problem:
+    """The problem whose functions see each call of a mapped one by itself, with parameters ``given`` (*lead, ...)."""
+    whole = [verbs.xp.broadcast_to(a, (*lead, *leaf.shape)) for a, leaf in zip(given, leaves, strict=True)]
+
+    def each(function: Any) -> Any:
+        if not callable(function):
+            return function
+
+        def called(*states: Any) -> Any:
+            front = len(states[0].shape) - 1 - batch - len(lead)
+
+            def one(*arguments: Any) -> Any:
+                return function(*arguments[: len(states) - 1], with_leaves(params, list(arguments[len(states) - 1 :])))
+
+            for _ in lead:
+                one = verbs.vmap(one, (*[front] * (len(states) - 1), *[0] * len(whole)), front)
+            return one(*states[:-1], *whole)
+
+        return called
+
+    names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
+    return replace(problem, **{name: each(getattr(problem, name)) for name in names})

@@ -89,7 +89,8 @@ def settle(verbs: Any, converged: Any, violation: Any, infeasible: Any, policy: 
     )
     message = (
         f"mpc row{'s' if len(rows) > 1 else ''} {named} of {len(converged)} did not converge: relative violation of the optimality "
-        f"conditions up to {np.max(violation[rows]):.1e}{without}; try: raise max_iter, loosen tol, soften constraints, or start from a better plan"
+        f"conditions up to {np.max(violation[rows]):.1e}{without}; try: "
+        "raise max_iter, loosen tol, soften constraints, or start from a better plan"
     )
     if policy == "raise":
         statuses = [Status.PRIMAL_INFEASIBLE if infeasible[row] else Status.ITERATION_LIMIT for row in rows]

@@ -44,7 +44,9 @@ class System(NamedTuple):
     H_entries: np.ndarray
 
     @staticmethod
-    def of(n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, bool]]) -> System:
+    def of(
+        n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, bool]]
+    ) -> System:
         """From (indices, indptr) of P's upper triangle and of A by columns, and (first row, rows, expanded) of every block."""
         P_columns, A_columns = (np.repeat(np.arange(n), np.diff(indptr)) for _, indptr in (P, A))
         rows, columns = [P[0], A_columns, np.arange(n + m)], [P_columns, n + A[0], np.arange(n + m)]

@@ -53,7 +53,9 @@ class Interior(Solver):
     name = "INTERIOR"
     cones = frozenset({Zero, NonNegative})
     quadratic = True
-    options = MappingProxyType({**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)})
+    options = MappingProxyType(
+        {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
+    )
     tolerances = ("tol_feas", "tol_gap")
     limit = "max_iter"
     defaults = MappingProxyType({"tol_feas": 1e-10, "tol_gap": 1e-10, "tol_infeas": 1e-8, "max_iter": 100, "shift": 1e-8, "refinements": 5})
@@ -64,8 +66,15 @@ class Interior(Solver):
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
         options = Options(*(self.settings[name] for name in names))
         x, z, s, report = solve_programs(
-            system, linear, degree, options, self.jobs,
-            _shared(program.P), np.ascontiguousarray(program.q), _shared(program.A), np.ascontiguousarray(program.b),
+            system,
+            linear,
+            degree,
+            options,
+            self.jobs,
+            _shared(program.P),
+            np.ascontiguousarray(program.q),
+            _shared(program.A),
+            np.ascontiguousarray(program.b),
         )
         status = np.nan_to_num(report[:, 0], nan=Status.NUMERICAL_ERROR).astype(np.int8)
         return Solution(x, z, s, status, report[:, 1].astype(np.int32))
