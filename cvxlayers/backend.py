@@ -50,6 +50,8 @@ class Verbs:
     linear(system, held, p, b)   x of a `Symmetric` system, with derivatives of every order; ``held`` are constants
     known(x)                     x as a NumPy array of its own dtype where its values are in the host's memory, None elsewhere
     vmap(f, axes, out)           f with an axis of each argument mapped, at ``out`` in the result; None in frameworks that map no calls
+    host(f, like, *arrays)       f of NumPy arrays, as an array of the shape and dtype of ``like``; None: f is called for its effect
+    sigmoid(x)                   1 / (1 + exp(-x)), to full relative accuracy
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
     call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
     """
@@ -65,6 +67,8 @@ class Verbs:
     linear: Callable[[Symmetric, tuple, tuple, tuple], tuple]
     known: Callable[[Any], np.ndarray | None]
     vmap: Callable[[Callable, tuple, int], Callable] | None
+    host: Callable[..., Any]
+    sigmoid: Callable[[Any], Any]
     normal: Callable[[Any, Sequence[int], Any], Any]
     call: Callable[..., Any]
 
@@ -101,12 +105,12 @@ def unrolled_loop(going: Callable, body: Callable, state: tuple) -> tuple:
     return state
 
 
-def unrolled_scan(stack: Callable) -> Callable[[Callable, Any, Any], tuple[Any, Any]]:
-    """`Verbs.scan` as a loop of Python's; ``stack`` joins arrays along a new leading axis."""
+def unrolled_scan(stack: Callable, parts: Callable = iter) -> Callable[[Callable, Any, Any], tuple[Any, Any]]:
+    """`Verbs.scan` as a loop of Python's; ``stack`` joins arrays along a new leading axis, ``parts`` takes them apart."""
 
     def scan(body: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, Any]:
         steps = []
-        for x in zip(*xs, strict=True):
+        for x in zip(*map(parts, xs), strict=True):
             carry, y = body(carry, x)
             steps.append(y)
         return carry, tuple(stack(list(parts)) for parts in zip(*steps, strict=True))
@@ -135,6 +139,8 @@ NUMPY_VERBS = Verbs(
     linear=lambda system, held, p, b: system.solve(held, p, b),
     known=np.asarray,
     vmap=None,
+    host=lambda f, like, *arrays: f(*arrays),
+    sigmoid=lambda x: np.exp(-np.logaddexp(0, -x)),
     normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),
     call=_numpy_call,
 )

@@ -140,7 +140,7 @@ class ConicLayer:
         return moved, certificate
 
     def newton(self, program: ConeProgram, solution: Solution) -> Solution:
-        """One Newton step on the optimality conditions from the rows of ``solution`` that did not fail, however long; the others are NaN."""
+        """One Newton step, however long, on the optimality conditions from the rows that did not fail; the others are NaN."""
         good = solution.status <= OK
         program, missing, valid = self._settle_data(program, ~good)
         if missing is not None:

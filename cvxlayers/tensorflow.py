@@ -326,6 +326,10 @@ def _resolution(x: Any) -> float:
     return 2.0**-7 if dtype == tf.bfloat16 else float(np.finfo(known).eps)
 
 
+def _tensor(value: Any, like: Any) -> Any:
+    return tf.convert_to_tensor(value, dtype_hint=getattr(like, "dtype", None))
+
+
 # The verbs of this framework. TensorFlow has no namespace of the array-API standard; this one has the names that are used here.
 XP = SimpleNamespace(
     **{
@@ -333,15 +337,19 @@ XP = SimpleNamespace(
         for name in ("abs", "add", "argsort", "broadcast_to", "concat", "cos", "exp", "expand_dims", "eye", "matmul")
     },
     **{name: getattr(tf, name) for name in ("maximum", "minimum", "ones_like", "reshape", "sign", "sin", "sqrt", "square", "squeeze")},
-    **{name: getattr(tf, name) for name in ("stack", "tan", "tanh", "where", "zeros_like")},
+    **{name: getattr(tf, name) for name in ("stack", "tan", "tanh", "zeros_like")},
     **{name: getattr(tf, "reduce_" + name) for name in ("all", "any", "max", "mean", "min", "prod", "sum")},
-    **{name: getattr(tf.math, name) for name in ("atan2", "log", "sigmoid")},
+    **{name: getattr(tf.math, name) for name in ("atan2", "log")},
     isfinite=tf.math.is_finite,
     isnan=tf.math.is_nan,
+    argmin=tf.argmin,
     astype=tf.cast,
     flip=lambda x, axis: tf.reverse(x, [axis]),
     cumulative_sum=lambda x, axis=-1: tf.cumsum(x, axis),
-    linalg=SimpleNamespace(cholesky=tf.linalg.cholesky, eigh=tf.linalg.eigh, solve=tf.linalg.solve),
+    where=lambda condition, x, y: tf.where(condition, _tensor(x, y), _tensor(y, x)),
+    linalg=SimpleNamespace(
+        solve=tf.linalg.solve, cholesky=tf.linalg.cholesky, eigh=tf.linalg.eigh, svd=lambda a, full_matrices: _svd(a, full_matrices)
+    ),
     matrix_transpose=tf.linalg.matrix_transpose,
     moveaxis=tensorflow.experimental.numpy.moveaxis,
     sort=lambda x, axis=-1, descending=False: tf.sort(x, axis, "DESCENDING" if descending else "ASCENDING"),
@@ -361,9 +369,19 @@ def _loop(going: Callable, body: Callable, state: tuple) -> tuple:
 
 
 def _constant(f: Callable, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
-    with record.stop_recording():
-        found = f(*map(tf.stop_gradient, arrays))
-    return tuple(map(tf.stop_gradient, found))
+    return tuple(map(tf.stop_gradient, f(*map(tf.stop_gradient, arrays))))
+
+
+def _called_on_host(f: Callable, like: Any, *arrays: Any) -> Any:
+    if like is None:
+        return tf.numpy_function(lambda *values: f(*values) or [], arrays, [])
+    found = tf.numpy_function(lambda *values: np.asarray(f(*values), like.dtype.as_numpy_dtype), arrays, like.dtype)
+    return tf.ensure_shape(found, like.shape)
+
+
+def _svd(a: Any, full_matrices: bool = False) -> tuple[Any, Any, Any]:
+    s, u, v = tf.linalg.svd(a, full_matrices=full_matrices)
+    return u, s, tf.linalg.matrix_transpose(v)
 
 
 def _system(system: Symmetric, held: Sequence[Any], p: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
@@ -397,16 +415,18 @@ def _called(core: HostMap, *params: Any, return_info: bool = False, **options: A
 
 VERBS = Verbs(
     xp=XP,
-    asarray=lambda value, like: tf.cast(tf.convert_to_tensor(value), like.dtype),
+    asarray=lambda value, like: tf.cast(_tensor(value, like), like.dtype),
     stop=tf.stop_gradient,
     take=lambda x, indices: tf.gather(x, indices, axis=-1),
     vjp=_vjp,
     loop=_loop,
-    scan=lambda body, carry, xs: unrolled_scan(tf.stack)(body, carry, [tf.unstack(x) for x in xs]),
+    scan=unrolled_scan(tf.stack, tf.unstack),
     constant=_constant,
     linear=_system,
     known=_known,
     vmap=None,
+    host=_called_on_host,
+    sigmoid=tf.math.sigmoid,
     normal=_normal,
     call=_called,
 )

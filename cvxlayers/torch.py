@@ -394,7 +394,9 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Any, ranks: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
-        return tuple(f(*arrays))
+        with torch.enable_grad():  # f may take gradients of its own
+            found = f(*(a.detach() for a in arrays))
+        return tuple(a.detach() for a in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -407,7 +409,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *given: Any) -> Any:
-        return (None,) * ctx.count if ctx.count > 1 else None
+        return (None,) * ctx.count
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
@@ -483,6 +485,11 @@ def _known(x: Any) -> np.ndarray | None:
         return x.detach().numpy()
 
 
+def _on_host(f: Any, like: Any, *arrays: Tensor) -> Any:
+    found = f(*(a.numpy(force=True) for a in arrays))
+    return None if like is None else torch.as_tensor(found, dtype=like.dtype, device=like.device)
+
+
 def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator(like.device).manual_seed(int(seed))
     return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
@@ -502,6 +509,8 @@ VERBS = Verbs(
     linear=_linear,
     known=_known,
     vmap=torch.func.vmap,
+    host=_on_host,
+    sigmoid=torch.sigmoid,
     normal=_normal,
     call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +11,7 @@ from cvxlayers.control import riccati
 from cvxlayers.errors import InaccurateWarning, warn
 
 
-@dataclass(frozen=True)
-class Trajectory:
+class Trajectory(NamedTuple):
     """States x (T, *batch, n), controls u (T, *batch, m) and what they cost (*batch)."""
 
     x: Any

@@ -1,0 +1,149 @@
+"""The implicit function theorem for any residual and any solver: g(theta, u(theta)) = 0 makes u a differentiable function.
+
+    D u(theta) = -D_u g(theta, u)^{-1} D_theta g(theta, u)
+
+The solver only gives the root, as a constant. Two steps of Newton's method with its Jacobian held fixed, written around that root, are
+zero in value and move with theta as the root does up to the second derivative; the framework differentiates them in any of its modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cvxlayers.backend import NUMPY, Verbs, backend_of
+from cvxlayers.errors import GradientWarning, InaccurateWarning, warn
+
+
+def implicit_function(
+    residual: Callable[[Any, Any], Any], solve: Callable[[Any], Any], *, like: Callable[[Any], Any] | None = None
+) -> Callable[[Any], Any]:
+    """Make a differentiable function theta -> u of a solver ``u = solve(theta)`` for ``residual(theta, u) = 0``.
+
+    theta is an array of PyTorch, JAX or TensorFlow, or tuples, lists and dicts of arrays. u is (*batch, m) and so is the residual, of
+    which every row depends on the same row of u alone. The residual is written in the framework, and what it reaches by closure (the
+    weights of a network, say) has its gradient too; in what way ``solve`` finds the root does not matter. A solver for NumPy arrays, from
+    SciPy for example, is announced by ``like``, a function of theta that returns any array of the framework with the shape and dtype of
+    u: the solver is then given theta in NumPy arrays, and may be called in compiled code.
+
+    Derivatives go to second order, in reverse and forward mode, under the framework's transforms; mapped rows (vmap) are solved one by
+    one. Rows whose Jacobian D_u g is singular get the derivative by its pseudo-inverse and a GradientWarning that names them; rows that
+    one Newton step would still move get an InaccurateWarning. Raises ValueError for a residual that is not of the shape of u.
+
+    >>> import torch
+    >>> root = implicit_function(lambda a, u: u * u - a, lambda a: a**0.5, like=lambda a: a)
+    >>> a = torch.tensor([4.0, 9.0], dtype=torch.float64, requires_grad=True)
+    >>> u = root(a[:, None])
+    >>> u.sum().backward()
+    >>> u[:, 0].tolist(), a.grad.tolist()
+    ([2.0, 3.0], [0.25, 0.16666666666666666])
+    """
+
+    def function(theta: Any) -> Any:
+        leaves, rebuild = _flatten(theta)
+        at = [k for k, leaf in enumerate(leaves) if backend_of(leaf) is not NUMPY and "float" in str(leaf.dtype)]
+        if not at:
+            return solve(theta)
+        verbs = backend_of(leaves[at[0]]).verbs
+        xp, arrays = verbs.xp, [verbs.asarray(leaves[k], leaves[k]) for k in at]
+
+        def filled(arrays: Any) -> Any:
+            given = dict(zip(at, arrays, strict=True))
+            return rebuild([given.get(k, leaf) for k, leaf in enumerate(leaves)])
+
+        def find(*arrays: Any) -> tuple[Any, Any]:
+            u = _solution(verbs, solve, like, filled, arrays)
+            return u, _inverse(verbs, lambda u: residual(filled(arrays), u), u)
+
+        ranks = tuple(len(a.shape) for a in arrays)
+        root, inverse = verbs.constant(_row_by_row(verbs, find, ranks), ranks, *arrays)
+        u = root
+        for _ in range(2):
+            value = residual(filled(arrays), u)
+            u = u - xp.matmul(inverse, (value - verbs.stop(value))[..., None])[..., 0]
+        return u
+
+    return function
+
+
+def _solution(verbs: Verbs, solve: Callable, like: Callable | None, filled: Callable, arrays: Any) -> Any:
+    if like is None:
+        return verbs.stop(solve(filled(arrays)))
+    return verbs.host(lambda *values: solve(filled(values)), like(filled(arrays)), *arrays)
+
+
+def _inverse(verbs: Verbs, g: Callable, u: Any) -> Any:
+    """The pseudo-inverse (*batch, m, m) of the Jacobian of g at its root u; what is not as it should be is told."""
+    xp, eps = verbs.xp, backend_of(u).resolution(u)
+    if not len(u.shape):
+        raise ValueError("got a number from solve; wanted an array (*batch, m), as from u[None]")
+    size = u.shape[-1]
+    value, pull = verbs.vjp(g, u)
+    if tuple(value.shape) != tuple(u.shape):
+        raise ValueError(f"got a residual of shape {tuple(value.shape)} for u of shape {tuple(u.shape)}; wanted equal ones")
+    units = [verbs.asarray(row, u) for row in np.eye(size)]
+    jacobian = verbs.stop(xp.stack([pull(row + xp.zeros_like(u))[0] for row in units], axis=-2))
+    sound = xp.all(xp.isfinite(jacobian), axis=(-2, -1)) & xp.all(xp.isfinite(u), axis=-1)
+    jacobian = xp.where(sound[..., None, None], jacobian, xp.zeros_like(jacobian))
+    left, s, right = xp.linalg.svd(jacobian, full_matrices=False)
+    kept = s > 8 * size * eps * xp.max(s, axis=-1, keepdims=True)
+    scaled = xp.where(kept, 1 / xp.where(kept, s, xp.ones_like(s)), xp.zeros_like(s))[..., None] * xp.matrix_transpose(left)
+    inverse = xp.matmul(xp.matrix_transpose(right), scaled)
+    move = xp.max(xp.abs(xp.matmul(inverse, value[..., None])[..., 0]), axis=-1)
+    near = move <= eps**0.5 * (1 + xp.max(xp.abs(u), axis=-1))
+    verbs.host(_tell, None, sound & ~xp.all(kept, axis=-1), ~(sound & near))
+    return inverse
+
+
+def _tell(singular: np.ndarray, far: np.ndarray) -> None:
+    """Warn once for each thing that went wrong, naming the rows."""
+    for rows, category, sentence in (
+        (singular, GradientWarning, "the Jacobian of the residual is singular there: the derivative is that of its pseudo-inverse"),
+        (far, InaccurateWarning, "solve returned no root: a Newton step would still move it, and its derivative is not that of a root"),
+    ):
+        which = np.flatnonzero(rows)
+        if which.size:
+            named = ", ".join(map(str, which[:8])) + (", ..." if which.size > 8 else "")
+            warn(f"row{'s' if which.size > 1 else ''} {named} of {np.size(rows)}: {sentence}", category)
+
+
+def _row_by_row(verbs: Verbs, f: Callable, ranks: tuple[int, ...]) -> Callable:
+    """f for arrays that may have axes in front of their ranks, called once for each entry of these."""
+
+    def mapped(*arrays: Any) -> tuple[Any, ...]:
+        count = max((len(a.shape) - rank for a, rank in zip(arrays, ranks, strict=True)), default=0)
+        if count <= 0:
+            return f(*arrays)
+        sizes = [a.shape[0] if len(a.shape) - rank == count else 1 for a, rank in zip(arrays, ranks, strict=True)]
+        rows = [
+            mapped(
+                *(a[min(k, size - 1)] if len(a.shape) - rank == count else a for a, rank, size in zip(arrays, ranks, sizes, strict=True))
+            )
+            for k in range(max(sizes))
+        ]
+        return tuple(verbs.xp.stack(list(part), axis=0) for part in zip(*rows, strict=True))
+
+    return mapped
+
+
+def _flatten(tree: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+    """The leaves of tuples, lists and dicts, and what puts others in their places."""
+    if isinstance(tree, Mapping):
+        keys, parts, make = list(tree), list(tree.values()), lambda values: dict(zip(keys, values, strict=True))
+    elif isinstance(tree, (tuple, list)):
+        parts = list(tree)
+        make = (lambda values: type(tree)(*values)) if hasattr(tree, "_fields") else type(tree)
+    else:
+        return [tree], lambda leaves: leaves[0]
+    flat = [_flatten(part) for part in parts]
+
+    def rebuild(leaves: Any) -> Any:
+        rest, values = list(leaves), []
+        for own, inner in flat:
+            values.append(inner(rest[: len(own)]))
+            rest = rest[len(own) :]
+        return make(values)
+
+    return [leaf for own, _ in flat for leaf in own], rebuild

@@ -1,0 +1,220 @@
+"""Implicit functions against closed forms: values, first and second derivatives, transforms, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import root
+
+from cvxlayers.backend import backend_of
+from cvxlayers.errors import GradientWarning, InaccurateWarning
+from cvxlayers.implicit import implicit_function
+from tests.backends import TABLE, requested
+
+every_backend = pytest.mark.parametrize("backend", requested())
+RNG = np.random.default_rng(0)
+A = np.eye(3) * 2 + 0.3 * RNG.standard_normal((4, 3, 3))
+B = RNG.standard_normal((4, 3))
+
+
+def residual(theta: Any, u: Any) -> Any:
+    """A u + u^3 - b: for these A, of one root."""
+    xp = backend_of(u).verbs.xp
+    return xp.matmul(theta["A"], u[..., None])[..., 0] + u * u * u - theta["b"]
+
+
+def newton(theta: Any) -> Any:
+    """A solver in the framework."""
+    verbs = backend_of(theta["b"]).verbs
+    xp = verbs.xp
+    u = xp.zeros_like(theta["b"])
+    for _ in range(30):
+        jacobian = theta["A"] + 3 * (u * u)[..., None] * verbs.asarray(np.eye(3), u)
+        u = u - xp.linalg.solve(jacobian, residual(theta, u)[..., None])[..., 0]
+    return u
+
+
+def scipy_root(theta: Any) -> np.ndarray:
+    """A solver for NumPy arrays alone, row by row."""
+    A, b = np.broadcast_to(theta["A"], (*theta["b"].shape, 3)).reshape(-1, 3, 3), theta["b"].reshape(-1, 3)
+    rows = [
+        root(lambda u, A=A, b=b: A @ u + u**3 - b, np.zeros(3), tol=1e-14).x for A, b in zip(A.astype(float), b.astype(float), strict=True)
+    ]
+    return np.array(rows).reshape(theta["b"].shape)
+
+
+SOLVERS = {
+    "native": implicit_function(residual, newton),
+    "host": implicit_function(residual, scipy_root, like=lambda theta: theta["b"]),
+}
+every_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+def exact(A: np.ndarray, b: np.ndarray, dA: np.ndarray, db: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The root of one row, its first and its second derivative along (dA, db), from differentiating the equation twice."""
+    u = newton({"A": A, "b": b})
+    J = A + 3 * np.diag(u**2)
+    du = np.linalg.solve(J, db - dA @ u)
+    return u, du, np.linalg.solve(J, -2 * dA @ du - 6 * u * du**2)
+
+
+@every_backend
+@every_solver
+def test_value_and_gradient(backend: str, solver: str) -> None:
+    g = RNG.standard_normal((4, 3))
+    (u,), (by_A, by_b) = TABLE[backend](lambda A, b: (SOLVERS[solver]({"A": A, "b": b}),), [A, B], [g])
+    for k in range(4):
+        want = exact(A[k], B[k], A[k], B[k])[0]
+        np.testing.assert_allclose(u[k], want, rtol=0, atol=1e-12)
+        pulled = np.linalg.solve((A[k] + 3 * np.diag(want**2)).T, g[k])
+        np.testing.assert_allclose(by_b[k], pulled, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(by_A[k], -np.outer(pulled, want), rtol=0, atol=1e-11)
+
+
+@every_backend
+def test_shared_parameters_collect_and_single_precision_stays(backend: str) -> None:
+    g = np.ones((4, 3), np.float32)
+    (u,), (by_A, _) = TABLE[backend](
+        lambda A, b: (SOLVERS["native"]({"A": A, "b": b}),), [A[0].astype(np.float32), B.astype(np.float32)], [g]
+    )
+    want = np.zeros((3, 3))
+    for b in B:
+        x = exact(A[0], b, A[0], b)[0]
+        want -= np.outer(np.linalg.solve((A[0] + 3 * np.diag(x**2)).T, np.ones(3)), x)
+    assert u.dtype == by_A.dtype == np.float32
+    np.testing.assert_allclose(by_A, want, rtol=1e-4, atol=1e-5)
+
+
+@every_solver
+def test_torch(solver: str) -> None:
+    torch = pytest.importorskip("torch")
+    f, a, b = SOLVERS[solver], torch.tensor(A), torch.tensor(B)
+    dA, db = RNG.standard_normal(A.shape), RNG.standard_normal(B.shape)
+    want = [exact(*row) for row in zip(A, B, dA, db, strict=True)]
+
+    def along(t: Any) -> Any:
+        return f({"A": a + t * torch.tensor(dA), "b": b + t * torch.tensor(db)})
+
+    zero, one = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    np.testing.assert_allclose(torch.func.jvp(along, (zero,), (one,))[1], [row[1] for row in want], rtol=0, atol=1e-11)
+    for way in (torch.func.jacfwd(torch.func.jacrev(along)), torch.func.jacrev(torch.func.jacrev(along))):
+        np.testing.assert_allclose(way(zero), [row[2] for row in want], rtol=0, atol=1e-10)
+    mapped = torch.func.vmap(lambda A, b: f({"A": A, "b": b}), in_dims=(2, 1))(a.movedim(0, 2), b.T)
+    np.testing.assert_allclose(mapped, [row[0] for row in want], rtol=0, atol=1e-12)
+    gradient = torch.func.vmap(torch.func.grad(lambda b, A: f({"A": A, "b": b}).sum()), in_dims=(0, None))(b, a[0])
+    for row, right in zip(gradient, B, strict=True):
+        u = exact(A[0], right, A[0], right)[0]
+        np.testing.assert_allclose(row, np.linalg.solve((A[0] + 3 * np.diag(u**2)).T, np.ones(3)), rtol=0, atol=1e-11)
+    leaf = b.clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda b: f({"A": a, "b": b}), leaf)
+
+
+@every_solver
+def test_jax(solver: str) -> None:
+    jax = pytest.importorskip("jax")
+    f = SOLVERS[solver]
+    dA, db = RNG.standard_normal(A.shape), RNG.standard_normal(B.shape)
+    want = [exact(*row) for row in zip(A, B, dA, db, strict=True)]
+    with jax.enable_x64(True):
+
+        def along(t: Any) -> Any:
+            return f({"A": A + t * dA, "b": B + t * db})
+
+        np.testing.assert_allclose(jax.jit(along)(0.0), [row[0] for row in want], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(jax.jit(jax.jacfwd(along))(0.0), [row[1] for row in want], rtol=0, atol=1e-11)
+        for way in (jax.jacfwd(jax.jacrev(along)), jax.jacrev(jax.jacfwd(along)), jax.jacrev(jax.jacrev(along))):
+            np.testing.assert_allclose(jax.jit(way)(0.0), [row[2] for row in want], rtol=0, atol=1e-10)
+        mapped = jax.jit(jax.vmap(jax.grad(lambda b, A: f({"A": A, "b": b}).sum()), in_axes=(1, None)))(B.T, A[0])
+        for row, right in zip(mapped, B, strict=True):
+            u = exact(A[0], right, A[0], right)[0]
+            np.testing.assert_allclose(row, np.linalg.solve((A[0] + 3 * np.diag(u**2)).T, np.ones(3)), rtol=0, atol=1e-11)
+
+
+@every_solver
+def test_tensorflow(solver: str) -> None:
+    tf = pytest.importorskip("tensorflow")
+    f = SOLVERS[solver]
+    dA, db = RNG.standard_normal(A.shape), RNG.standard_normal(B.shape)
+    want = [exact(*row) for row in zip(A, B, dA, db, strict=True)]
+
+    def second(t: Any) -> Any:
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(t)
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(t)
+                u = tf.reshape(f({"A": A + t * dA, "b": B + t * db}), [-1])
+            first = inner.jacobian(u, t, experimental_use_pfor=False)
+        return first, outer.jacobian(first, t, experimental_use_pfor=False)
+
+    for way in (second, tf.function(second, autograph=False)):
+        first, curved = way(tf.constant(0.0, tf.float64))
+        np.testing.assert_allclose(np.reshape(first, (4, 3)), [row[1] for row in want], rtol=0, atol=1e-11)
+        np.testing.assert_allclose(np.reshape(curved, (4, 3)), [row[2] for row in want], rtol=0, atol=1e-10)
+
+
+def test_trees_of_parameters_and_weights_by_closure() -> None:
+    torch = pytest.importorskip("torch")
+    Pair = namedtuple("Pair", ["a", "rest"])
+    weight = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    f = implicit_function(
+        lambda p, u: p.a * u + weight * u - p.rest[0] - p.rest[1]["c"], lambda p: (p.rest[0] + p.rest[1]["c"]) / (p.a + weight.detach())
+    )
+    a, b = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (1.0, 2.0))
+    u = f(Pair(a, [b, {"c": 6.0}]))
+    u.backward()
+    np.testing.assert_allclose([u.item(), a.grad.item(), b.grad.item(), weight.grad.item()], [2, -0.5, 0.25, -0.5], rtol=1e-14)
+    np.testing.assert_array_equal(implicit_function(lambda p, u: u - p, lambda p: p)(np.ones(2)), np.ones(2))
+
+
+@every_backend
+def test_a_singular_jacobian_is_told(backend: str) -> None:
+    """x^2 = a at a = 0, in the second row of three."""
+    f = implicit_function(lambda a, u: u * u - a, lambda a: backend_of(a).verbs.xp.sqrt(a))
+    with pytest.warns(GradientWarning, match=r"row 1 of 3: the Jacobian of the residual is singular there"):
+        (u,), (pulled,) = TABLE[backend](lambda a: (f(a),), [np.array([[4.0], [0.0], [9.0]])], [np.ones((3, 1))])
+        _settle(backend)
+    np.testing.assert_allclose(u[:, 0], [2, 0, 3], rtol=1e-15)
+    np.testing.assert_allclose(pulled[:, 0], [0.25, 0, 1 / 6], rtol=1e-14)
+
+
+@every_backend
+def test_what_is_no_root_is_told(backend: str) -> None:
+    f = implicit_function(lambda a, u: u * u - a, lambda a: a / 2)
+    with pytest.warns(InaccurateWarning, match=r"rows 1, 2 of 3: solve returned no root"):
+        TABLE[backend](lambda a: (f(a),), [np.array([[4.0], [1.0], [np.nan]])], [np.ones((3, 1))])
+        _settle(backend)
+
+
+@every_backend
+def test_a_good_root_is_silent(backend: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradientWarning)
+        warnings.simplefilter("error", InaccurateWarning)
+        TABLE[backend](lambda A, b: (SOLVERS["native"]({"A": A, "b": b}),), [A, B], [B])
+        _settle(backend)
+
+
+def _settle(backend: str) -> None:
+    """Wait for what JAX calls beside the computation."""
+    if backend == "jax":
+        import jax
+
+        jax.effects_barrier()
+
+
+@pytest.mark.parametrize(
+    ("residual", "solve", "message"),
+    [
+        (lambda a, u: u.sum(-1), lambda a: a, r"got a residual of shape \(4,\) for u of shape \(4, 3\); wanted equal ones"),
+        (lambda a, u: u, lambda a: a[0, 0], r"got a number from solve; wanted an array \(\*batch, m\)"),
+    ],
+)
+def test_misuse(residual: Callable, solve: Callable, message: str) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=message):
+        implicit_function(residual, solve)(torch.tensor(B))
