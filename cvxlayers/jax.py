@@ -466,7 +466,7 @@ def _linear(system: Symmetric, held: Any, p: Any, b: Any) -> Any:
     return parted(jax.lax.custom_linear_solve(matvec, flat, solve, symmetric=True))
 
 
-def _host(f: Any, like: Any, *arrays: Any) -> Any:
+def _called_on_host(f: Any, like: Any, *arrays: Any) -> Any:
     """Doubles travel as pairs of words, for the reason that `_lowered` gives."""
     wide = [a.dtype == np.float64 for a in arrays]
 
@@ -504,7 +504,7 @@ VERBS = Verbs(
     linear=_linear,
     known=lambda x: None if isinstance(x, Tracer) else np.asarray(x),
     vmap=jax.vmap,
-    host=_host,
+    host=_called_on_host,
     sigmoid=jax.nn.sigmoid,
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,

@@ -113,7 +113,7 @@ def program_of(problem: Problem, x0: Any, arrays: Sequence[Any], params: Any, ba
     rest = list(arrays)
     bounds = {name: rest.pop(0) for name in problem.bounds}
     if isinstance(problem.dynamics, LinearDynamics):
-        dynamics: Callable = Affine(rest.pop(0), rest.pop(0))
+        dynamics = Affine(rest.pop(0), rest.pop(0))
     else:
         dynamics = _by_rows("dynamics", problem.dynamics, batch, n, params, n)
     cost = Quadratic(*rest) if isinstance(problem.cost, QuadraticCost) else _by_rows("cost", problem.cost, batch, n, params, None)
