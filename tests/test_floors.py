@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("products", "canonical", "solvers.base", "solvers.layout", "control.transcription"),
     ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.scs", "control.problem"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers", "control.conditions"),
-    ("failures", "host", "verdict"),
+    ("failures", "host", "verdict", "control.ilqr"),
     ("conic",),
     ("conic_map", "layer", "control.lqr"),
     ("control.solved",),

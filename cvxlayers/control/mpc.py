@@ -11,7 +11,7 @@ import numpy as np
 
 from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap
-from cvxlayers.control import conditions, sqp
+from cvxlayers.control import conditions, ilqr, sqp
 from cvxlayers.control.expand import gradient
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
@@ -105,9 +105,14 @@ class MPC:
             data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, _sides(program))
             w, y, s = verbs.call(maps.solve, *data, on_failure="nan")
             return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), xp.isnan(w[:, 0]), batch, tol, rti)
+        shooting = options.method == "ilqr"
+        if shooting and not ilqr.applies(program):
+            raise ValueError("method='ilqr' knows bounds on controls only; use method='sqp' for other constraints and for slew")
         guess, leaves = self._guess(flat, warm_start), leaves_of(params)
         if rti or options.backward == "unroll":
-            point = sqp.unroll(program, maps, guess, exact=options.exact, max_iter=1 if rti else options.max_iter, tol=tol)
+            point = sqp.unroll(
+                program, maps, guess, exact=options.exact, max_iter=1 if rti else options.max_iter, tol=tol, shooting=shooting
+            )
             w = sqp.variables(program, maps, point)
             return self._report(program, maps, (w, point.y, point.s), point.iterations, point.infeasible > 0.5, batch, tol, rti)
 
@@ -118,7 +123,7 @@ class MPC:
             again = with_leaves(params, list(rest[len(arrays) :])) if not lead else params
             inner = program_of(mapped, inside[0], inside[2:], again, (*lead, *batch), sizes)
             tell = describe(options, maps, verbs)
-            point = sqp.solve(inner, maps, inside[1], exact=options.exact, max_iter=options.max_iter, tol=tol, tell=tell)
+            point = sqp.solve(inner, maps, inside[1], exact=options.exact, max_iter=options.max_iter, tol=tol, shooting=shooting, tell=tell)
             found = (*sqp.differentiable(inner, maps, point, options.curvature), point.iterations, point.infeasible)
             return tuple(xp.reshape(a, (*lead, -1, *a.shape[1:])) if lead else a for a in found)
 

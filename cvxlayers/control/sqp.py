@@ -14,6 +14,7 @@ import numpy as np
 
 from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap
+from cvxlayers.control import ilqr
 from cvxlayers.control.conditions import FLOOR, Expansion, distance, excess, expand, objective, right_sides
 from cvxlayers.control.expand import convexified
 from cvxlayers.control.problem import Program
@@ -48,10 +49,13 @@ class Point(NamedTuple):
     infeasible: Any
 
 
-def solve(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, tell: Callable | None = None) -> Point:
+def solve(
+    program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False, tell: Callable | None = None
+) -> Point:
     """Iterate from tau (T, B, s), which need not satisfy anything, until every row's violation is at most ``tol``.
 
-    ``exact`` takes the Hessian of the Lagrangian for the quadratic programs too, made convex; ``tell`` is called with (iteration, Point).
+    ``exact`` takes the Hessian of the Lagrangian for the quadratic programs too, made convex; ``shooting`` takes the steps of `ilqr` in
+    their place; ``tell`` is called with (iteration, Point).
     """
     verbs = backend_of(tau).verbs
     xp = verbs.xp
@@ -62,7 +66,7 @@ def solve(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int,
         return xp.any(open_rows) & (k < max_iter)
 
     def body(k: Any, *state: Any) -> tuple[Any, ...]:
-        point = step(program, maps, Point(*state), exact, tol)
+        point = step(program, maps, Point(*state), exact, tol, shooting)
         if tell is not None:
             tell(k, point)
         return (k + 1, *point)
@@ -70,7 +74,7 @@ def solve(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int,
     return Point(*verbs.loop(going, body, (verbs.asarray(0.0, tau), *start(program, maps, tau)))[1:])
 
 
-def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float) -> Point:
+def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
     """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
     verbs = backend_of(tau).verbs
     point = start(program, maps, tau)
@@ -78,7 +82,7 @@ def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int
         open_rows = (point.violation > tol) & (point.infeasible < 0.5)
         if not _may(verbs, open_rows):
             break
-        found = _searched(program, maps, point, open_rows, exact)
+        found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
         point = _advanced(verbs.xp, point, [(open_rows, found)])
     return point
 
@@ -121,7 +125,7 @@ def start(program: Program, maps: Maps, tau: Any) -> Point:
     return Point(tau, y, y, none, none + np.inf, none, none)
 
 
-def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float) -> Point:
+def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, shooting: bool) -> Point:
     """One step of every row that is not done."""
     verbs = backend_of(point.tau).verbs
     xp = verbs.xp
@@ -134,7 +138,9 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float) ->
         moved = _newton(program, maps, point, close)
         gained = close & (moved.violation <= GAIN * point.violation)
     rest = open_rows & ~gained
-    found = _searched(program, maps, point, rest, exact) if _may(verbs, rest) else point
+    found = point
+    if _may(verbs, rest):
+        found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, rest, exact)
 
     return _advanced(xp, point, [(gained, moved), (rest, found)])
 
@@ -181,6 +187,12 @@ def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program
     return xp.concat(pieces, axis=-1)
 
 
+def _rolled(program: Program, maps: Maps, point: Point, exact: bool) -> Point:
+    tau = ilqr.rollout(program, ilqr.clipped(program, point.tau[..., program.layout.n :]))
+    tau, y, s = ilqr.projected(program, maps.transcription, tau, point.y, exact)
+    return point._replace(tau=tau, y=y, s=s, violation=measured(program, maps, tau, y))
+
+
 def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool) -> Point:
     verbs, layout = backend_of(point.tau).verbs, program.layout
     xp, tau, transcription = verbs.xp, point.tau, maps.transcription
@@ -212,7 +224,9 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     tau = tau + taken[None, :, None] * direction
     y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
     violation = measured(program, maps, tau, y)
-    return point._replace(tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, dual * 0 + 1, dual * 0))
+    return point._replace(
+        tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, taken * 0 + 1, taken * 0)
+    )
 
 
 def _merit(program: Program, transcription: Transcription, tau: Any, penalty: Any) -> Any:
