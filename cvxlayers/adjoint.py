@@ -17,6 +17,7 @@ singular at every solution (Agrawal, Barratt, Boyd, Busseti, Moursi, "Differenti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, Solved
 from cvxlayers.program import ConeProgram, Solution, join, take
 
-REACH = 1e-3  # a Newton step longer than this, relative to 1 + |v|, follows a null direction: the minimum-norm step is taken
+REACH = 1e-3  # of the Newton steps that polish: how long they may be, relative to 1 + |v|
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
 
 
@@ -93,9 +94,12 @@ def second_vjp(
     return _by_chunks(_second_vjp, kkt, program, solution, cotangent, tangent)
 
 
-def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
-    """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary."""
-    return _by_chunks(_newton, kkt, program, solution)[0]
+def newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float = REACH) -> Solution:
+    """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary.
+
+    A step longer than ``reach``, relative to 1 + |v|, is taken for one along a null direction, and replaced by the minimum-norm step.
+    """
+    return _by_chunks(partial(_newton, reach=reach), kkt, program, solution)[0]
 
 
 def _by_chunks(rule: Any, kkt: KKT, *records: Any) -> Any:
@@ -125,14 +129,14 @@ def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgra
     return Solution(dx, dy, ds), Certificate(solved.residual, solved.fallback, margin)
 
 
-def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> tuple[Solution]:
+def _newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float) -> tuple[Solution]:
     products, x, y, s = kkt.products, solution.x, solution.y, solution.s
     derivative = kkt.dual_cone.derivative(y - s) if not kkt.products.linear else _linearize(kkt, solution)[0]
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
     v = y - s
-    reach = REACH * (1 + np.max(abs(v), axis=1, initial=0.0))
-    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, reach)
+    farthest = reach * (1 + np.max(abs(v), axis=1, initial=0.0))
+    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, farthest)
     v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
     return (Solution(x + dx, y, y - v, solution.status, solution.iterations),)

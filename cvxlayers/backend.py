@@ -17,12 +17,31 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Symmetric:
+    """A linear system K(p) x = b whose K is symmetric and affine in p; p, x, b and ``held`` are tuples of arrays.
+
+    solve(held, p, b)  x; ``held`` are constants that help, a factorization of K(p), say
+    product(p, x)      the part of K(p) x that is linear in p
+    rest(x)            the part that does not contain p
+    pull(p, x, d)      the cotangents of p in <d, product(p, x)>
+    ranks              how many axes each array of held, p and b has; all functions broadcast axes in front of these
+    """
+
+    solve: Callable[[tuple, tuple, tuple], tuple]
+    product: Callable[[tuple, tuple], tuple]
+    rest: Callable[[tuple], tuple]
+    pull: Callable[[tuple, tuple, tuple], tuple]
+    ranks: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class Verbs:
     """What algorithms written once for every framework need of one, beyond the names of the array-API standard.
 
     xp                           the namespace of the standard: ``xp.sum(x, axis=-1)``, ``xp.linalg.solve(a, b)``
     asarray(value, like)         a number or array as one of the dtype and the device of ``like``
     stop(x)                      x as a constant
+    take(x, indices)             x[..., indices] for a NumPy array of indices
     vjp(f, x)                    f(x) and its pullback g -> (f'(x)* g,), which can be differentiated again
     loop(going, body, state)     ``while going(*state): state = body(*state)``; has no derivative
     scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
@@ -31,6 +50,9 @@ class Verbs:
     linear(f, transposed, product, ranks, *arrays)
                                  f(*arrays), linear in the last array and invertible there, constant in the others; ``transposed`` is its
                                  adjoint, ``product`` its inverse; f may branch on values, with mapped axes as for ``constant``
+    symmetric(system, held, p, b) x of a `Symmetric` system, with derivatives of every order; ``held`` are constants
+    known(x)                     x as a NumPy array of its own dtype where its values are in the host's memory, None elsewhere
+    vmap(f, axes, out)           f with an axis of each argument mapped, at ``out`` in the result; None in frameworks that map no calls
     host(f, like, *arrays)       f of NumPy arrays, as an array of the shape and dtype of ``like``; None: f is called for its effect
     sigmoid(x)                   1 / (1 + exp(-x)), to full relative accuracy
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
@@ -40,11 +62,15 @@ class Verbs:
     xp: Any
     asarray: Callable[[Any, Any], Any]
     stop: Callable[[Any], Any]
+    take: Callable[[Any, np.ndarray], Any]
     vjp: Callable[[Callable, Any], Any]
     loop: Callable[[Callable, Callable, tuple], tuple]
     scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
     constant: Callable[..., tuple]
     linear: Callable[..., Any]
+    symmetric: Callable[[Symmetric, tuple, tuple, tuple], tuple]
+    known: Callable[[Any], np.ndarray | None]
+    vmap: Callable[[Callable, tuple, int], Callable] | None
     host: Callable[..., Any]
     sigmoid: Callable[[Any], Any]
     normal: Callable[[Any, Sequence[int], Any], Any]
@@ -114,11 +140,15 @@ NUMPY_VERBS = Verbs(
     xp=xp,
     asarray=lambda value, like: np.asarray(value, dtype=np.asarray(like).dtype),
     stop=lambda x: x,
+    take=lambda x, indices: x[..., indices],
     vjp=_no_vjp,
     loop=unrolled_loop,
     scan=unrolled_scan(np.stack),
     constant=lambda f, ranks, *arrays: f(*arrays),
     linear=lambda f, transposed, product, ranks, *arrays: f(*arrays),
+    symmetric=lambda system, held, p, b: system.solve(held, p, b),
+    known=np.asarray,
+    vmap=None,
     host=lambda f, like, *arrays: f(*arrays),
     sigmoid=lambda x: np.exp(-np.logaddexp(0, -x)),
     normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),

@@ -142,6 +142,17 @@ class ConicLayer:
         moved, certificate = self._differentiate(adjoint.jvp, program, solution, tangent)
         return moved, certificate
 
+    def newton(self, program: ConeProgram, solution: Solution) -> Solution:
+        """One Newton step, however long, on the optimality conditions from the rows that did not fail; the others are NaN."""
+        good = solution.status <= OK
+        program, missing, valid = self._settle_data(program, ~good)
+        if missing is not None:
+            solution = replace(solution, s=np.where(missing, 1.0, solution.s))
+        if not valid.any():
+            return spread(take(solution, valid), valid, np.nan)
+        moved = spread(adjoint.newton(self.kkt, take(program, valid), take(solution, valid), reach=np.inf), valid, np.nan)
+        return moved if missing is None else replace(moved, s=np.where(missing, np.inf, moved.s))
+
     def certify(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> Certificate:
         """How far the derivative of each row can be trusted for this cotangent, without warning."""
         return self._differentiate(adjoint.vjp, program, solution, cotangent, warn=False)[1]

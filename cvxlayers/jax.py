@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
+from jax.flatten_util import ravel_pytree
 from jax.interpreters import ad, batching, mlir
 
 from cvxlayers import host, interface
-from cvxlayers.backend import Backend, Verbs, register
+from cvxlayers.backend import Backend, Symmetric, Verbs, register
 from cvxlayers.host import HostMap, Options
 from cvxlayers.pairs import Pairs
 from cvxlayers.program import Info, Solution
@@ -238,7 +239,19 @@ def _linear(f: Any, transposed: Any, product: Any, ranks: Any, *arrays: Any) -> 
     return jax.lax.custom_linear_solve(lambda x: product(*held, x), b, inverse, adjoint)
 
 
-def _call_host(f: Any, like: Any, *arrays: Any) -> Any:
+def _symmetric(system: Symmetric, held: Any, p: Any, b: Any) -> Any:
+    flat, parted = ravel_pytree(tuple(b))  # JAX transposes a system only where all parts of b are linear, or none
+
+    def matvec(x: Any) -> Any:
+        parts = parted(x)
+        return ravel_pytree(tuple(map(jnp.add, system.product(p, parts), system.rest(parts))))[0]
+
+    held, at = jax.lax.stop_gradient((tuple(held), tuple(p)))
+    solve = lambda _, given: ravel_pytree(tuple(system.solve(held, at, parted(given))))[0]  # noqa: E731
+    return parted(jax.lax.custom_linear_solve(matvec, flat, solve, symmetric=True))
+
+
+def _called_on_host(f: Any, like: Any, *arrays: Any) -> Any:
     """Doubles travel as pairs of words, for the reason that `_lowered` gives."""
     wide = [a.dtype == np.float64 for a in arrays]
 
@@ -268,12 +281,16 @@ VERBS = Verbs(
     xp=jnp,
     asarray=lambda value, like: jnp.asarray(value, dtype=like.dtype),
     stop=jax.lax.stop_gradient,
+    take=lambda x, indices: x[..., indices],
     vjp=jax.vjp,
     loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
     scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
     constant=_constant,
     linear=_linear,
-    host=_call_host,
+    symmetric=_symmetric,
+    known=lambda x: None if isinstance(x, Tracer) else np.asarray(x),
+    vmap=jax.vmap,
+    host=_called_on_host,
     sigmoid=jax.nn.sigmoid,
     normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
     call=_called,

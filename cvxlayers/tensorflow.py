@@ -19,7 +19,7 @@ from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
 from cvxlayers import interface
-from cvxlayers.backend import NUMPY, Backend, Verbs, backend_of, register, unrolled_loop, unrolled_scan
+from cvxlayers.backend import NUMPY, Backend, Symmetric, Verbs, backend_of, register, unrolled_loop, unrolled_scan
 from cvxlayers.host import HostMap, Options, batch_shapes, check_count, common_batch, converted, solution_of, state_of, state_size
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values
@@ -260,9 +260,12 @@ XP = SimpleNamespace(
     isnan=tf.math.is_nan,
     argmin=tf.argmin,
     astype=tf.cast,
+    flip=lambda x, axis: tf.reverse(x, [axis]),
     cumulative_sum=lambda x, axis=-1: tf.cumsum(x, axis),
     where=lambda condition, x, y: tf.where(condition, _tensor(x, y), _tensor(y, x)),
-    linalg=SimpleNamespace(solve=tf.linalg.solve, cholesky=tf.linalg.cholesky, svd=lambda a, full_matrices: _svd(a, full_matrices)),
+    linalg=SimpleNamespace(
+        solve=tf.linalg.solve, cholesky=tf.linalg.cholesky, eigh=tf.linalg.eigh, svd=lambda a, full_matrices: _svd(a, full_matrices)
+    ),
     matrix_transpose=tf.linalg.matrix_transpose,
     moveaxis=tensorflow.experimental.numpy.moveaxis,
     sort=lambda x, axis=-1, descending=False: tf.sort(x, axis, "DESCENDING" if descending else "ASCENDING"),
@@ -307,6 +310,23 @@ def _svd(a: Any, full_matrices: bool = False) -> tuple[Any, Any, Any]:
     return u, s, tf.linalg.matrix_transpose(v)
 
 
+def _system(system: Symmetric, held: Sequence[Any], p: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
+    """A rule that solves again for x rather than take the one at hand, which is a constant to an outer tape."""
+    p, b = tuple(map(tf.convert_to_tensor, p)), tuple(map(tf.convert_to_tensor, b))
+    values = tuple(system.solve(tuple(held), tuple(map(tf.stop_gradient, p)), tuple(map(tf.stop_gradient, b))))
+
+    def pull(*g: Any) -> list[Any]:
+        d = _system(system, held, p, tuple(map(tf.convert_to_tensor, g)))
+        x = _system(system, held, p, b) if _recording() else values
+        return [*system.pull(p, x, tuple(-t for t in d)), *d]
+
+    return tuple(_tie([tf.stop_gradient(v) for v in values], [*p, *b], pull))
+
+
+def _known(x: Any) -> np.ndarray | None:
+    return x.numpy() if hasattr(x, "numpy") and tf.executing_eagerly() else None
+
+
 def _normal(seed: Any, shape: Sequence[int], like: Any) -> Any:
     if isinstance(seed, tf.random.Generator):
         return seed.normal(shape, dtype=like.dtype)
@@ -323,11 +343,15 @@ VERBS = Verbs(
     xp=XP,
     asarray=lambda value, like: tf.cast(_tensor(value, like), like.dtype),
     stop=tf.stop_gradient,
+    take=lambda x, indices: tf.gather(x, indices, axis=-1),
     vjp=_vjp,
     loop=_loop,
     scan=unrolled_scan(tf.stack, tf.unstack),
     constant=_constant,
     linear=_linear_map,
+    symmetric=_system,
+    known=_known,
+    vmap=None,
     host=_called_on_host,
     sigmoid=tf.math.sigmoid,
     normal=_normal,

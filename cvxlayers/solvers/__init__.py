@@ -30,8 +30,21 @@ from cvxlayers.program import Pattern
 from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
 
-REGISTRY = MappingProxyType({"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "MOREAU": "Moreau"})
+REGISTRY = MappingProxyType(
+    {
+        "CLARABEL": "Clarabel",
+        "DAQP": "DAQP",
+        "INTERIOR": "Interior",
+        "SCS": "SCS",
+        "ECOS": "ECOS",
+        "DIFFCP": "DIFFCP",
+        "MOREAU": "Moreau",
+    }
+)
 """Every solver's name and its class, which lives in the file of that name and imports its package when first used."""
+
+FILES = MappingProxyType({"INTERIOR": "interior_cpu"})
+"""The files of solvers that do not bear their names."""
 
 
 def find(name: str) -> type[Solver]:
@@ -43,7 +56,7 @@ def find(name: str) -> type[Solver]:
     if key not in REGISTRY:
         raise ValueError(f"solver {name!r} is not known; choose one of {', '.join(REGISTRY)}")
     try:
-        module = import_module(f"{__name__}.{key.lower()}")
+        module = import_module(f"{__name__}.{FILES.get(key, key.lower())}")
     except ModuleNotFoundError as error:
         package, extra = str(error.name).partition(".")[0], f"cvxlayers[{key.lower()}]"
         raise ImportError(f"solver {key!r} needs the package {package!r}; pip install {extra}", name=error.name) from error

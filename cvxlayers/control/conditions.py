@@ -1,0 +1,243 @@
+"""The optimality conditions of a `Program`: its expansion at a point, the values of its constraints, how far a point is from optimal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cvxlayers.backend import backend_of
+from cvxlayers.control.expand import convexified, gradient, hessian, jacobian
+from cvxlayers.control.models import Affine, Quadratic
+from cvxlayers.control.problem import Program
+from cvxlayers.control.riccati import times
+from cvxlayers.control.transcription import Transcription
+
+Parts = Mapping[str, Any]
+FLOOR = 1e-9  # of the largest eigenvalue: the least curvature that a convexified Hessian keeps
+
+
+class Expansion(NamedTuple):
+    """At a point: dynamics f (T-1, B, n), F; slope (T, B, s) of the cost; Hessian (T, B or 1, s, s); constraints g, G; terminal h, E."""
+
+    f: Any
+    F: Any
+    slope: Any
+    H: Any
+    g: Any
+    G: Any
+    h: Any
+    E: Any
+
+
+def expand(program: Program, tau: Any, y: Parts, curvature: str | None) -> Expansion:
+    """Values and derivatives at tau (T, B, s).
+
+    ``curvature`` says which Hessian is wanted: that of the "cost", made convex, that of the "lagrangian" with multipliers y, or None.
+    """
+    xp, layout = backend_of(tau).verbs.xp, program.layout
+    n, before, x_last = layout.n, tau[:-1], tau[-1:, :, : layout.n]
+    if layout.stages == 1:
+        f, F = before[..., :n], before[..., :n, None] * before[..., None, :]
+    elif isinstance(program.dynamics, Affine):
+        f, F = program.dynamics(before), program.dynamics.F
+    else:
+        f, F = jacobian(program.dynamics, before, n)
+    g, G = (None, None) if program.constraints is None else jacobian(program.constraints, tau, layout.path)
+    h, E = (None, None) if program.terminal_constraints is None else jacobian(program.terminal_constraints, x_last, layout.terminal)
+    slope, H = _stage_costs(program, tau, y, curvature)
+    if program.terminal_cost is not None:
+        slope = xp.concat([slope[:-1], slope[-1:] + wide(gradient(program.terminal_cost, x_last), tau)], axis=0)
+    exact = curvature == "lagrangian"
+    if curvature is not None and (program.terminal_cost is not None or (exact and program.terminal_constraints is not None)):
+        curve = hessian(lambda x: terminal_lagrangian(program, x, y if exact else {}), x_last)[1]
+        curve = curve if exact else convexified(curve, FLOOR)
+        right = xp.concat([curve, xp.zeros_like(x_last[..., :, None] * tau[-1:, :, None, n:])], axis=-1)
+        block = xp.concat([right, xp.zeros_like(tau[-1:, :, n:, None] * tau[-1:, :, None, :])], axis=-2)
+        H = xp.broadcast_to(H, (layout.stages, *block.shape[1:]))
+        H = xp.concat([H[:-1], H[-1:] + block], axis=0)
+    return Expansion(f, F, slope, H, g, G, h, E)
+
+
+def _stage_costs(program: Program, tau: Any, y: Parts, curvature: str | None) -> tuple[Any, Any]:
+    """The gradient of the stages' costs, and the Hessian that is wanted."""
+    linear = isinstance(program.dynamics, Affine) and program.constraints is None
+    if isinstance(program.cost, Quadratic):
+        slope, H = times(program.cost.C, tau) + program.cost.c, program.cost.C
+        if curvature == "lagrangian" and not linear:
+            H = H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
+        return slope, H
+    if curvature is None:
+        return gradient(program.cost, tau), None
+    slope, H = hessian(program.cost, tau)
+    if curvature == "cost":
+        return slope, convexified(H, FLOOR)
+    return slope, H if linear else H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
+
+
+def wide(x: Any, tau: Any) -> Any:
+    """x (1, B, n) with zeros for the controls."""
+    xp = backend_of(x).verbs.xp
+    return xp.concat([x, xp.zeros_like(tau[-1:, :, x.shape[-1] :])], axis=-1)
+
+
+def lagrangian(program: Program, tau: Any, y: Parts, costs: bool = True) -> Any:
+    """The terms of the Lagrangian that hold one stage's cost, dynamics and constraints, (..., T, B)."""
+    xp = backend_of(tau).verbs.xp
+    total = program.cost(tau) if costs else xp.sum(tau, axis=-1) * 0
+    if program.layout.stages > 1 and not (isinstance(program.dynamics, Affine) and not costs):
+        moved = -xp.sum(y["dynamics"] * program.dynamics(tau[..., :-1, :, :]), axis=-1)
+        total = total + xp.concat([moved, xp.zeros_like(total[..., :1, :])], axis=-2)
+    if program.constraints is not None:
+        total = total + xp.sum(y["constraints"] * program.constraints(tau), axis=-1)
+    return total
+
+
+def terminal_lagrangian(program: Program, x: Any, y: Parts) -> Any:
+    """The same of the terminal cost and constraints, (..., 1, B)."""
+    xp = backend_of(x).verbs.xp
+    total = xp.sum(x, axis=-1) * 0 if program.terminal_cost is None else program.terminal_cost(x)
+    if program.terminal_constraints is not None and "terminal" in y:
+        total = total + xp.sum(y["terminal"] * program.terminal_constraints(x), axis=-1)
+    return total
+
+
+def excess(program: Program, tau: Any, f: Any, g: Any, h: Any) -> dict[str, Any]:
+    """What each group of rows but ``slack`` holds: equal to zero in the first two, at most zero in the others; (..., stages, B, width).
+
+    Soft constraints are shown without their slacks.
+    """
+    n, bounds, layout = program.layout.n, program.bounds, program.layout
+    x, u = tau[..., :n], tau[..., n:]
+    found = {"initial": x[..., :1, :, :] - program.x0}
+    if layout.stages > 1:
+        found["dynamics"] = x[..., 1:, :, :] - f
+    for name in ("u_upper", "u_lower", "x_upper", "x_lower"):
+        if name in bounds:
+            value, bound = (u, bounds[name]) if name[0] == "u" else (x[..., 1:, :, :], _after(bounds[name]))
+            found[name] = value - bound if name.endswith("upper") else bound - value
+    if program.constraints is not None:
+        found["constraints"] = g
+    if program.terminal_constraints is not None:
+        found["terminal"] = h
+    if layout.slew is not None and layout.slew[0] == "bound":
+        moved, limit = u[..., 1:, :, :] - u[..., :-1, :, :], backend_of(u).verbs.asarray(layout.slew[1], u)
+        found["slew_upper"], found["slew_lower"] = moved - limit, -moved - limit
+    return {name: found[name] for name in layout.groups if name in found}
+
+
+def _after(bound: Any) -> Any:
+    return bound[1:] if bound.shape[0] > 1 else bound
+
+
+def right_sides(program: Program, tau: Any, at: Expansion) -> dict[str, Any]:
+    """b of the linearized rows by groups."""
+    found = {"initial": program.x0, **limits(program)}
+    if program.layout.stages > 1:
+        found["dynamics"] = at.f - times(at.F, tau[:-1])
+    if program.constraints is not None:
+        found["constraints"] = times(at.G, tau) - at.g
+    if program.terminal_constraints is not None:
+        found["terminal"] = times(at.E, tau[-1:, :, : program.layout.n]) - at.h
+    return found
+
+
+def limits(program: Program) -> dict[str, Any]:
+    """b of the rows that hold variables only."""
+    verbs, layout, bounds = backend_of(program.x0).verbs, program.layout, program.bounds
+    found = {}
+    for name in bounds:
+        bound = bounds[name] if name[0] == "u" else _after(bounds[name])
+        found[name] = bound if name.endswith("upper") else -bound
+    if layout.slew is not None and layout.slew[0] == "bound":
+        limit = np.array(np.broadcast_to(np.asarray(layout.slew[1], dtype=float), (1, 1, layout.m)))
+        found["slew_upper"] = found["slew_lower"] = verbs.asarray(limit, program.x0)
+    if "slack" in layout.groups:
+        found["slack"] = verbs.asarray(np.zeros((1, 1, layout.slacks)), program.x0)
+    return found
+
+
+def pulled(program: Program, at: Expansion, y: Parts) -> Any:
+    """A'y on tau, (T, B, s)."""
+    xp, n, T = backend_of(at.slope).verbs.xp, program.layout.n, program.layout.stages
+    x = xp.concat([y["initial"], y["dynamics"]], axis=0) if T > 1 else y["initial"]
+    u = xp.zeros_like(at.slope[..., n:])
+    nothing = xp.zeros_like(x[:1])
+    for name in ("u_upper", "u_lower", "x_upper", "x_lower"):
+        if name in y:
+            signed = y[name] if name.endswith("upper") else -y[name]
+            if name[0] == "u":
+                u = u + signed
+            else:
+                x = x + xp.concat([nothing, signed], axis=0)
+    if "slew_upper" in y:
+        u = u + _differences(xp, y["slew_upper"] - y["slew_lower"])
+    if "terminal" in y:
+        ends = times(xp.matrix_transpose(at.E), y["terminal"])
+        x = xp.concat([x[:-1], x[-1:] + ends], axis=0)
+    total = xp.concat([x, u], axis=-1)
+    if T > 1:
+        back = times(xp.matrix_transpose(at.F), y["dynamics"])
+        total = total - xp.concat([back, xp.zeros_like(total[:1])], axis=0)
+    return total + times(xp.matrix_transpose(at.G), y["constraints"]) if "constraints" in y else total
+
+
+def _differences(xp: Any, v: Any) -> Any:
+    """The adjoint of u -> u_t - u_{t-1}: (T-1, B, m) -> (T, B, m)."""
+    nothing = xp.zeros_like(v[:1])
+    return xp.concat([nothing, v], axis=0) - xp.concat([v, nothing], axis=0)
+
+
+def objective(program: Program, transcription: Transcription, tau: Any, held: Parts) -> Any:
+    """Costs and penalties (..., B) at tau (..., T, B, s), with the constraints' values in ``held``."""
+    verbs, layout = backend_of(tau).verbs, program.layout
+    xp, n = verbs.xp, layout.n
+    total = xp.sum(program.cost(tau), axis=-2)
+    if program.terminal_cost is not None:
+        total = total + program.terminal_cost(tau[..., -1:, :, :n])[..., 0, :]
+    if layout.slew is not None and layout.slew[0] == "quadratic":
+        moved, weights = tau[..., 1:, :, n:] - tau[..., :-1, :, n:], verbs.asarray(transcription.slew_weights(), tau)
+        total = total + xp.sum(weights * moved * moved, axis=(-1, -3)) / 2
+    for name in ("constraints", "terminal"):
+        if layout.soft is not None and name in held:
+            over, (kind, weight) = xp.maximum(held[name], xp.zeros_like(held[name])), layout.soft
+            total = total + weight * xp.sum(over if kind == "l1" else over * over / 2, axis=(-1, -3))
+    return total
+
+
+def distance(program: Program, transcription: Transcription, tau: Any, at: Expansion, y: Parts) -> Any:
+    """The largest relative violation of the optimality conditions, (B,)."""
+    verbs, layout = backend_of(tau).verbs, program.layout
+    xp, n = verbs.xp, layout.n
+
+    def most(a: Any) -> Any:
+        return xp.max(xp.max(xp.abs(a), axis=-1), axis=0)
+
+    slope = at.slope
+    if layout.slew is not None and layout.slew[0] == "quadratic" and layout.stages > 1:
+        moved = (tau[1:, :, n:] - tau[:-1, :, n:]) * verbs.asarray(transcription.slew_weights(), tau)
+        slope = slope + xp.concat([xp.zeros_like(tau[..., :n]), _differences(xp, moved)], axis=-1)
+    back = pulled(program, at, y)
+    worst = most(slope + back) / (1 + xp.maximum(most(slope), most(back)))
+    size = 1 + most(tau)
+    for name, value in excess(program, tau, at.f, at.g, at.h).items():
+        if name in ("initial", "dynamics"):
+            found = most(value) / size
+        else:
+            value, dual = _unsoftened(program, value, y[name], name)
+            found = most(xp.minimum(dual, -value)) / size  # complementarity, and the violation where value > 0
+        worst = xp.maximum(worst, found)
+    return worst
+
+
+def _unsoftened(program: Program, value: Any, dual: Any, name: str) -> tuple[Any, Any]:
+    """A group's excess and multipliers; of soft constraints what the penalty leaves: the multiplier is the penalty's slope."""
+    soft = program.layout.soft
+    if soft is None or name not in ("constraints", "terminal"):
+        return value, dual
+    xp, (kind, weight) = backend_of(value).verbs.xp, soft
+    slack = (
+        dual / weight if kind == "quadratic" else xp.where(dual >= weight * (1 - 1e-6), xp.maximum(value, xp.zeros_like(value)), value * 0)
+    )
+    return value - slack, dual

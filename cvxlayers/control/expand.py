@@ -1,0 +1,45 @@
+"""First and second derivatives of row-wise functions by pullbacks: rows are repeated, one for each unit cotangent, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cvxlayers.backend import backend_of
+
+
+def gradient(f: Callable, z: Any) -> Any:
+    """The gradient (*rows, k) of f: (*rows, k) -> (*rows,)."""
+    verbs = backend_of(z).verbs
+    value, pull = verbs.vjp(f, z)
+    return pull(verbs.xp.ones_like(value))[0]
+
+
+def jacobian(f: Callable, z: Any, width: int) -> tuple[Any, Any]:
+    """The value (*rows, width) and the Jacobian (*rows, width, k) of f: (*rows, k) -> (*rows, width), which acts on each row alone."""
+    verbs = backend_of(z).verbs
+    xp, lead = verbs.xp, len(z.shape) - 1
+    many = xp.broadcast_to(z[None], (width, *z.shape))
+    values, pull = verbs.vjp(f, many)
+    units = verbs.asarray(np.eye(width).reshape(width, *[1] * lead, width), z)
+    rows = pull(xp.broadcast_to(units, (width, *z.shape[:-1], width)))[0]
+    return values[0], xp.moveaxis(rows, 0, -2)
+
+
+def hessian(f: Callable, z: Any) -> tuple[Any, Any]:
+    """The gradient (*rows, k) and the symmetric Hessian (*rows, k, k) of f: (*rows, k) -> (*rows,)."""
+    xp = backend_of(z).verbs.xp
+    slope, H = jacobian(lambda z: gradient(f, z), z, z.shape[-1])
+    return slope, (H + xp.matrix_transpose(H)) / 2
+
+
+def convexified(H: Any, floor: float) -> Any:
+    """Symmetric matrices with their eigenvalues replaced by their magnitudes, at least ``floor`` times the largest of each."""
+    verbs = backend_of(H).verbs
+    xp = verbs.xp
+    values, vectors = xp.linalg.eigh(H)
+    values = xp.abs(values)
+    values = xp.maximum(values, floor * (1e-3 + xp.max(values, axis=-1, keepdims=True)))
+    return xp.matmul(vectors * values[..., None, :], xp.matrix_transpose(vectors))

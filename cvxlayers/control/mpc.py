@@ -1,0 +1,251 @@
+"""Model predictive control: a constrained optimal control problem as a differentiable function of everything that states it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cvxlayers.backend import backend_of
+from cvxlayers.conic_map import ConicMap
+from cvxlayers.control import conditions, ilqr, sqp
+from cvxlayers.control.expand import gradient
+from cvxlayers.control.options import Options, describe, settle
+from cvxlayers.control.plan import Plan, PlanInfo
+from cvxlayers.control.problem import BOUNDS, Problem, Program, arrays_of, check, leaves_of, program_of, widths_of, with_leaves
+from cvxlayers.control.solved import SolvedMap
+from cvxlayers.control.transcription import Layout, Transcription
+
+SOLVER = "INTERIOR"  # of the quadratic programs: the only one that takes a batch at once
+WEAK = 1e-6  # a constraint within this of its bound whose multiplier is below it, relative to the largest, is weakly active
+
+
+class MPC:
+    """Plan T steps ahead, for every row of a batch, and differentiate the plan.
+
+        minimize    sum_{t<T} cost(x_t, u_t) + terminal_cost(x_{T-1})
+        subject to  x_0 given,   x_{t+1} = dynamics(x_t, u_t) for t < T-1,   u_lower <= u_t <= u_upper,
+                    x_lower <= x_t <= x_upper for t >= 1,   constraints(x_t, u_t) <= 0,   terminal_constraints(x_{T-1}) <= 0
+
+    ``dynamics(x, u, params)`` (..., n) and ``cost(x, u, params)`` (...) are functions or modules of the framework on x (..., n) and
+    u (..., m), each row by itself; the axes in front are time, the batch, and others; or they are `LinearDynamics` and `QuadraticCost`.
+    ``terminal_cost(x, params)`` and ``terminal_constraints(x, params)`` see states alone; constraints return (..., any number).
+    Bounds are numbers, (width,), (T, width) or (T, *batch, width), infinite where there is none. ``soft`` = ("l1" or "quadratic", weight)
+    replaces the two kinds of constraints by the penalty weight * sum max(g, 0) or weight/2 * sum max(g, 0)^2. ``slew`` = ("quadratic",
+    weight) penalizes weight/2 |u_t - u_{t-1}|^2, ("bound", limit) bounds its entries.
+
+    ``method``: "sqp", "ilqr" (bounds on controls only), or "auto". ``hessian``: that of the quadratic programs, "gauss_newton" or "exact".
+    ``backward``: "exact" is the derivative of the plan, "gauss_newton" that of the last convex approximation, "unroll" that of the
+    iterations. ``tol`` bounds the largest relative violation of the optimality conditions, 1e-8 in float64 and 1e-4 in float32 if None.
+    ``on_unconverged``: "raise" a SolverError, "warn", "nan", or "zero_grad". ``verbose`` logs a line per iteration, ``callback`` is
+    called with it as a dict. Raises ValueError for options and shapes that do not fit.
+
+    Methods: Amos, Jimenez, Sacks, Boots, Kolter, "Differentiable MPC for end-to-end planning and control", 2018, for "gauss_newton" and
+    ILQR; docs/control.md for the rest.
+
+    >>> import numpy as np
+    >>> from cvxlayers.control.models import LinearDynamics, QuadraticCost
+    >>> mpc = MPC(LinearDynamics(np.ones((1, 2))), QuadraticCost(np.eye(2)), horizon=3, n_state=1, n_ctrl=1, u_lower=-0.4)
+    >>> mpc(np.ones((1, 1))).u[:, 0, 0].round(6).tolist()
+    [-0.4, -0.3, 0.0]
+    """
+
+    def __init__(
+        self,
+        dynamics: Any,
+        cost: Any,
+        *,
+        horizon: int,
+        n_state: int,
+        n_ctrl: int,
+        terminal_cost: Callable | None = None,
+        u_lower: Any = None,
+        u_upper: Any = None,
+        x_lower: Any = None,
+        x_upper: Any = None,
+        constraints: Callable | None = None,
+        terminal_constraints: Callable | None = None,
+        soft: tuple[str, float] | None = None,
+        slew: tuple[str, Any] | None = None,
+        method: str = "auto",
+        hessian: str = "gauss_newton",
+        backward: str = "exact",
+        max_iter: int = 50,
+        tol: float | None = None,
+        on_unconverged: str = "warn",
+        verbose: bool = False,
+        callback: Callable | None = None,
+    ) -> None:
+        bounds = {name: value for name, value in zip(BOUNDS, (u_lower, u_upper, x_lower, x_upper), strict=True) if value is not None}
+        soft, slew = (None if pair is None else (pair[0], pair[1]) for pair in (soft, slew))
+        self.problem = Problem(
+            dynamics, cost, horizon, n_state, n_ctrl, terminal_cost, bounds, constraints, terminal_constraints, soft, slew
+        )
+        self.options = Options(method, hessian, backward, max_iter, tol, on_unconverged, verbose, callback)
+        check(self.problem)
+        self._maps = cache(_maps)
+
+    def __call__(self, x0: Any, params: Any = None, warm_start: Plan | None = None, rti: bool = False) -> Plan:
+        """Plan from x0 (*batch, n); ``params`` is handed to the user's functions: arrays, or dicts, lists and tuples of arrays.
+
+        ``warm_start`` is the last plan, which is shifted by one stage. ``rti`` takes one step only and differentiates that.
+        """
+        problem, options, verbs = self.problem, self.options, backend_of(x0).verbs
+        xp, batch, n = verbs.xp, tuple(x0.shape)[:-1], problem.n_state
+        if tuple(x0.shape)[-1:] != (n,):
+            raise ValueError(f"x0 has shape {tuple(x0.shape)}; wanted (*batch, {n})")
+        flat = xp.reshape(x0, (int(np.prod(batch)), n))
+        arrays, sizes = arrays_of(problem, x0, flat.shape[0]), widths_of(problem, x0, params)
+        program = program_of(problem, flat, arrays, params, batch, sizes)
+        maps, tol = self._maps(program.layout), options.tolerance(backend_of(x0).resolution(x0))
+        if program.linear_quadratic:
+            data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, _sides(program))
+            w, y, s = verbs.call(maps.solve, *data, on_failure="nan")
+            return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), xp.isnan(w[:, 0]), batch, tol, rti)
+        shooting = options.method == "ilqr"
+        if shooting and not ilqr.applies(program):
+            raise ValueError("method='ilqr' knows bounds on controls only; use method='sqp' for other constraints and for slew")
+        guess, leaves = self._guess(flat, warm_start), leaves_of(params)
+        if rti or options.backward == "unroll":
+            point = sqp.unroll(
+                program, maps, guess, exact=options.exact, max_iter=1 if rti else options.max_iter, tol=tol, shooting=shooting
+            )
+            w = sqp.variables(program, maps, point)
+            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.infeasible > 0.5, batch, tol, rti)
+
+        def run(flat: Any, guess: Any, *rest: Any) -> tuple[Any, ...]:
+            own, lead = list(rest[: len(arrays)]), tuple(flat.shape)[:-2]
+            inside = _merged(verbs, [flat, guess, *own], list(ranks[: 2 + len(own)]), lead)
+            mapped = _mapped(verbs, problem, params, leaves, rest[len(arrays) :], lead, len(batch)) if lead else problem
+            again = with_leaves(params, list(rest[len(arrays) :])) if not lead else params
+            inner = program_of(mapped, inside[0], inside[2:], again, (*lead, *batch), sizes)
+            tell = describe(options, maps, verbs)
+            point = sqp.solve(inner, maps, inside[1], exact=options.exact, max_iter=options.max_iter, tol=tol, shooting=shooting, tell=tell)
+            found = (*sqp.differentiable(inner, maps, point, options.curvature), point.iterations, point.infeasible)
+            return tuple(xp.reshape(a, (*lead, -1, *a.shape[1:])) if lead else a for a in found)
+
+        ranks = (2, 3, *(len(a.shape) for a in (*arrays, *leaves)))
+        w, y, s, P, A, iterations, infeasible = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
+        solution = self._implicit(program, maps, w, y, s, P, A)
+        return self._report(program, maps, solution, iterations, infeasible > 0.5, batch, tol, rti)
+
+    def _guess(self, x0: Any, warm_start: Plan | None) -> Any:
+        """Where to start, (T, B, s): at rest, or at the last plan shifted by one stage."""
+        xp, problem = backend_of(x0).verbs.xp, self.problem
+        if warm_start is not None:
+            parts = [xp.reshape(a, (problem.horizon, x0.shape[0], a.shape[-1])) for a in (warm_start.x, warm_start.u)]
+            tau = backend_of(x0).verbs.stop(xp.concat(parts, axis=-1))
+            return xp.where(xp.isfinite(tau), xp.concat([tau[1:], tau[-1:]], axis=0), xp.zeros_like(tau))
+        u = xp.zeros_like(xp.broadcast_to(x0[:, :1], (x0.shape[0], problem.n_ctrl)))
+        return xp.broadcast_to(xp.concat([x0, u], axis=-1)[None], (problem.horizon, x0.shape[0], problem.n_state + problem.n_ctrl))
+
+    def _implicit(self, program: Program, maps: sqp.Maps, w: Any, y: Any, s: Any, P: Any, A: Any) -> tuple[Any, Any, Any]:
+        """(w, y, s) with their derivatives: only the gradient of the Lagrangian and the constraints' values depend on what is given."""
+        verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
+        xp, tau, parts = verbs.xp, transcription.stages_of(w), transcription.parted(y)
+        slope = gradient(lambda tau: conditions.lagrangian(program, tau, parts), tau)
+        if program.terminal_cost is not None or program.terminal_constraints is not None:
+            last = gradient(lambda x: conditions.terminal_lagrangian(program, x, parts), tau[-1:, :, : layout.n])
+            slope = xp.concat([slope[:-1], slope[-1:] + conditions.wide(last, tau)], axis=0)
+        q = xp.reshape(xp.moveaxis(slope, 0, 1), (tau.shape[1], layout.stages * (layout.n + layout.m)))
+        if layout.slacks:
+            q = xp.concat([q, xp.zeros_like(w[:, q.shape[-1] :])], axis=-1)
+        return verbs.call(maps.solved, P, q, A, transcription.sides(_sides(program, tau)), w, y, s)
+
+    def _report(
+        self, program: Program, maps: sqp.Maps, solution: Any, iterations: Any, infeasible: Any, batch: Any, tol: float, rti: bool
+    ) -> Plan:
+        w, y, s = solution
+        verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
+        xp, T, n = verbs.xp, layout.stages, layout.n
+        tau, held = transcription.stages_of(w), {}
+        at, y, s = verbs.stop(tau), verbs.stop(y), verbs.stop(s)
+        violation = verbs.stop(sqp.measured(program, maps, at, y))
+        converged = (violation <= tol) & ~infeasible
+        parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, infeasible
+        scale = 1 + xp.max(xp.abs(y), axis=-1)[None, :, None]
+        for name in layout.groups:
+            if name not in ("initial", "dynamics"):
+                strong = parts[name] > WEAK * scale
+                weak = weak | xp.any(xp.any(~strong & (gaps[name] < WEAK * scale), axis=-1), axis=0)
+                if name != "slack":
+                    active[name] = xp.reshape(strong, (strong.shape[0], *batch, strong.shape[-1]))
+        if not rti:
+            settle(verbs, converged, violation, infeasible, self.options.on_unconverged)
+            if self.options.on_unconverged in ("nan", "zero_grad"):
+                other = at if self.options.on_unconverged == "zero_grad" else xp.ones_like(at) * np.nan
+                tau = xp.where(converged[None, :, None], tau, other)
+        if program.constraints is not None:
+            held["constraints"] = program.constraints(tau)
+        if program.terminal_constraints is not None:
+            held["terminal"] = program.terminal_constraints(tau[-1:, :, :n])
+        cost = conditions.objective(program, transcription, tau, held)
+        rows = (xp.reshape(a, batch) for a in (cost, converged, iterations, violation, infeasible, converged & ~weak))
+        cost, converged, iterations, violation, infeasible, grad_ok = rows
+        x, u = (xp.reshape(a, (T, *batch, a.shape[-1])) for a in (tau[..., :n], tau[..., n:]))
+        return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, active, grad_ok))
+
+
+def _sides(program: Program, tau: Any = None) -> dict[str, Any]:
+    """b by groups: of a linear problem, or at tau with the derivatives it has where A is a constant."""
+    found = {"initial": program.x0, **conditions.limits(program)}
+    if program.layout.stages > 1:
+        found["dynamics"] = program.dynamics.f if tau is None else program.dynamics(tau[:-1])
+    if program.constraints is not None:
+        found["constraints"] = -program.constraints(tau)
+    if program.terminal_constraints is not None:
+        found["terminal"] = -program.terminal_constraints(tau[-1:, :, : program.layout.n])
+    return found
+
+
+def _maps(layout: Layout) -> sqp.Maps:
+    transcription = Transcription(layout)
+    pattern = transcription.pattern
+    return sqp.Maps(transcription, ConicMap(pattern, SOLVER), SolvedMap(pattern, newton=True), SolvedMap(pattern))
+
+
+# Mapped calls: their axes come in front of all others, and become rows.
+
+
+def _merged(verbs: Any, arrays: list[Any], ranks: list[int], lead: tuple[int, ...]) -> list[Any]:
+    """(*lead, stage, row, ...) -> (stage, rows, ...), and (*lead, row, n) -> (rows, n); what rows share stays shared."""
+    if not lead:
+        return arrays
+    xp, merged, own = verbs.xp, [], arrays[0].shape[-2]
+    for a, rank in zip(arrays, ranks, strict=True):
+        axis = len(a.shape) - rank + (rank > 2)  # of the rows
+        if len(a.shape) == rank and a.shape[axis] == 1 and rank > 2:
+            merged.append(a)
+            continue
+        rest = tuple(a.shape)[axis + 1 :]
+        a = xp.broadcast_to(a, (*lead, *a.shape[axis - 1 : axis], own, *rest) if rank > 2 else (*lead, own, *rest))
+        a = xp.moveaxis(a, len(lead), 0) if rank > 2 else a
+        merged.append(xp.reshape(a, (*(a.shape[:1] if rank > 2 else ()), int(np.prod(lead)) * own, *rest)))
+    return merged
+
+
+def _mapped(verbs: Any, problem: Problem, params: Any, leaves: Any, given: Any, lead: tuple[int, ...], batch: int) -> Problem:
+    """The problem whose functions see each call of a mapped one by itself, with parameters ``given`` (*lead, ...)."""
+    whole = [verbs.xp.broadcast_to(a, (*lead, *leaf.shape)) for a, leaf in zip(given, leaves, strict=True)]
+
+    def each(function: Any) -> Any:
+        if not callable(function):
+            return function
+
+        def called(*states: Any) -> Any:
+            front = len(states[0].shape) - 1 - batch - len(lead)
+
+            def one(*arguments: Any) -> Any:
+                return function(*arguments[: len(states) - 1], with_leaves(params, list(arguments[len(states) - 1 :])))
+
+            for _ in lead:
+                one = verbs.vmap(one, (*[front] * (len(states) - 1), *[0] * len(whole)), front)
+            return one(*states[:-1], *whole)
+
+        return called
+
+    names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
+    return replace(problem, **{name: each(getattr(problem, name)) for name in names})

@@ -1,0 +1,98 @@
+"""How a controller computes, and what it tells."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cvxlayers.errors import InaccurateWarning, SolverError, Status, warn
+
+logger = logging.getLogger("cvxlayers.control")
+
+CHOICES = {
+    "method": ("auto", "sqp", "ilqr"),
+    "hessian": ("gauss_newton", "exact"),
+    "backward": ("exact", "gauss_newton", "unroll"),
+    "on_unconverged": ("raise", "warn", "nan", "zero_grad"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `MPC`; raises ValueError for those that do not exist."""
+
+    method: str
+    hessian: str
+    backward: str
+    max_iter: int
+    tol: float | None
+    on_unconverged: str
+    verbose: bool
+    callback: Callable | None
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; wanted one of {', '.join(map(repr, choices))}")
+        if self.max_iter < 1 or (self.tol is not None and not self.tol > 0):
+            raise ValueError(f"got max_iter={self.max_iter} and tol={self.tol}; wanted at least 1, and a positive number or None")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the quadratic programs have the Hessian of the Lagrangian."""
+        return self.hessian == "exact"
+
+    @property
+    def curvature(self) -> str:
+        """The Hessian with which the plan is differentiated."""
+        return "lagrangian" if self.backward == "exact" else "cost"
+
+    def tolerance(self, resolution: float) -> float:
+        """The tolerance for numbers of that resolution."""
+        return self.tol if self.tol is not None else 1e-8 if resolution < 1e-10 else 1e-4
+
+
+def describe(options: Options, maps: Any, verbs: Any) -> Callable | None:
+    """What is called after every iteration, or None."""
+    if not options.verbose and options.callback is None:
+        return None
+
+    def tell(k: Any, point: Any) -> None:
+        violation = verbs.known(point.violation)
+        if violation is None:  # compiled code has no values to tell
+            return
+        open_rows = int(np.sum(~(violation <= options.tolerance(np.finfo(violation.dtype).eps))))
+        line = {"iteration": int(verbs.known(k)) + 1, "open_rows": open_rows, "kkt_residual": float(np.max(violation))}
+        if options.verbose:
+            logger.info("iteration %(iteration)3d   open rows %(open_rows)4d   KKT residual %(kkt_residual).2e", line)
+        if options.callback is not None:
+            options.callback(line)
+
+    return tell
+
+
+def settle(verbs: Any, converged: Any, violation: Any, infeasible: Any, policy: str) -> None:
+    """Raise or warn for rows that did not converge, where values are at hand."""
+    converged, violation, infeasible = (verbs.known(a) for a in (converged, violation, infeasible))
+    if converged is None or converged.all() or policy not in ("raise", "warn"):
+        return
+    converged, violation, infeasible = (a.reshape(-1) for a in (converged, violation, infeasible))
+    rows = np.flatnonzero(~converged)
+    named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    empty = [int(row) for row in rows if infeasible[row]]
+    without = (
+        f"; the constraints of row{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))} cannot be satisfied" if empty else ""
+    )
+    message = (
+        f"mpc row{'s' if len(rows) > 1 else ''} {named} of {len(converged)} did not converge: relative violation of the optimality "
+        f"conditions up to {np.max(violation[rows]):.1e}{without}; try: "
+        "raise max_iter, loosen tol, soften constraints, or start from a better plan"
+    )
+    if policy == "raise":
+        statuses = [Status.PRIMAL_INFEASIBLE if infeasible[row] else Status.ITERATION_LIMIT for row in rows]
+        raise SolverError(message, rows.tolist(), statuses)
+    warn(message, InaccurateWarning)

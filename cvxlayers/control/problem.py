@@ -1,0 +1,182 @@
+"""The records of an optimal control problem: what the user states, and what one call makes of it.
+
+    minimize    sum_t cost(x_t, u_t) + terminal_cost(x_{T-1}) + penalties
+    subject to  x_0 given,   x_{t+1} = dynamics(x_t, u_t),   bounds,   constraints(x_t, u_t) <= 0,   terminal_constraints(x_{T-1}) <= 0
+
+Inside, tau = [x; u] has the axes (..., stage, row, s): the batch is flat, axes in front are repetitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cvxlayers.backend import NUMPY, backend_of
+from cvxlayers.control.models import Affine, LinearDynamics, Quadratic, QuadraticCost
+from cvxlayers.control.transcription import Layout
+
+BOUNDS = ("u_lower", "u_upper", "x_lower", "x_upper")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the user states; ``bounds`` holds those of the four that are given."""
+
+    dynamics: Any
+    cost: Any
+    horizon: int
+    n_state: int
+    n_ctrl: int
+    terminal_cost: Callable | None
+    bounds: Mapping[str, Any]
+    constraints: Callable | None
+    terminal_constraints: Callable | None
+    soft: tuple[str, float] | None
+    slew: tuple[str, Any] | None
+
+
+def check(problem: Problem) -> None:
+    """Raise ValueError for a problem that cannot be stated."""
+    sizes = (problem.horizon, problem.n_state, problem.n_ctrl)
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"got horizon, n_state, n_ctrl = {sizes}; wanted positive integers")
+    for name, pair, kinds in (("soft", problem.soft, ("l1", "quadratic")), ("slew", problem.slew, ("quadratic", "bound"))):
+        if pair is not None and (pair[0] not in kinds or not np.all(np.asarray(pair[1]) > 0)):
+            raise ValueError(f"{name} is {pair}; wanted ({kinds[0]!r} or {kinds[1]!r}, a positive number)")
+    if problem.soft is not None and problem.constraints is None and problem.terminal_constraints is None:
+        raise ValueError("soft says how to penalize constraints and terminal_constraints, and there are none; give it with one of them")
+    for name, function in (("dynamics", problem.dynamics), ("cost", problem.cost)):
+        if not callable(function) and not isinstance(function, (LinearDynamics, QuadraticCost)):
+            raise ValueError(f"{name} is a {type(function).__name__}; wanted a function of (x, u, params), LinearDynamics or QuadraticCost")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A problem in one call: functions of tau (..., T, B, s) or x (..., 1, B, n), x0 (1, B, n), bounds (T or 1, B or 1, width) by name."""
+
+    layout: Layout
+    dynamics: Callable
+    cost: Callable
+    terminal_cost: Callable | None
+    constraints: Callable | None
+    terminal_constraints: Callable | None
+    x0: Any
+    bounds: Mapping[str, Any]
+
+    @property
+    def linear_quadratic(self) -> bool:
+        """Whether one convex program is the problem itself."""
+        rest = (self.terminal_cost, self.constraints, self.terminal_constraints)
+        return isinstance(self.dynamics, Affine) and isinstance(self.cost, Quadratic) and rest == (None, None, None)
+
+
+def arrays_of(problem: Problem, like: Any, rows: int) -> list[Any]:
+    """The arrays of a problem with all axes, in the framework of ``like``: bounds, then F and f, then C and c, where there are such.
+
+    Raises ValueError for shapes that do not fit.
+    """
+    T, n, m = problem.horizon, problem.n_state, problem.n_ctrl
+    widths = {"u": m, "x": n}
+    found = [_spread(name, value, like, (T, widths[name[0]]), rows, 1) for name, value in problem.bounds.items()]
+    if isinstance(problem.dynamics, LinearDynamics):
+        f = problem.dynamics.f if problem.dynamics.f is not None else np.zeros(n)
+        found += [_spread("F", problem.dynamics.F, like, (T - 1, n, n + m), rows, 2), _spread("f", f, like, (T - 1, n), rows, 1)]
+    if isinstance(problem.cost, QuadraticCost):
+        c = problem.cost.c if problem.cost.c is not None else np.zeros(n + m)
+        C = _spread("C", problem.cost.C, like, (T, n + m, n + m), rows, 2)
+        found += [(C + backend_of(C).verbs.xp.matrix_transpose(C)) / 2, _spread("c", c, like, (T, n + m), rows, 1)]
+    return found
+
+
+def _spread(name: str, value: Any, like: Any, shape: tuple[int, ...], rows: int, rank: int) -> Any:
+    """``value`` (*tail,), (T, *tail) or (T, *batch, *tail), or a number, as (T or 1, B or 1, *tail)."""
+    verbs = backend_of(like).verbs
+    a, tail = verbs.asarray(value, like), shape[1:]
+    if len(a.shape) < rank and len(a.shape) == 0:
+        a = verbs.xp.broadcast_to(a, tail)
+    lead = tuple(a.shape)[: len(a.shape) - rank]
+    wanted = f"{tail}, (T, ...) or (T, *batch, ...) before it, T = {shape[0]}"
+    if tuple(a.shape)[len(lead) :] != tail or (lead and lead[0] not in (1, shape[0])):
+        raise ValueError(f"{name} has shape {tuple(a.shape)}; wanted {wanted}")
+    if len(lead) > 1 and int(np.prod(lead[1:])) not in (1, rows):
+        raise ValueError(f"{name} has batch shape {lead[1:]}, {int(np.prod(lead[1:]))} rows; wanted {rows}, as x0 has")
+    return verbs.xp.reshape(a, (lead[0] if lead else 1, int(np.prod(lead[1:])), *tail))
+
+
+def program_of(problem: Problem, x0: Any, arrays: Sequence[Any], params: Any, batch: tuple[int, ...], sizes: tuple[int, int]) -> Program:
+    """One call's `Program`: x0 (B, n), arrays as from `arrays_of`, the batch shape in which the user's functions see rows."""
+    T, n, m = problem.horizon, problem.n_state, problem.n_ctrl
+    layout = Layout(T, n, m, *sizes, tuple(problem.bounds), problem.soft, problem.slew)
+    rest = list(arrays)
+    bounds = {name: rest.pop(0) for name in problem.bounds}
+    if isinstance(problem.dynamics, LinearDynamics):
+        dynamics = Affine(rest.pop(0), rest.pop(0))
+    else:
+        dynamics = _by_rows("dynamics", problem.dynamics, batch, n, params, n)
+    cost = Quadratic(*rest) if isinstance(problem.cost, QuadraticCost) else _by_rows("cost", problem.cost, batch, n, params, None)
+
+    def last(name: str, function: Callable | None, width: int | None) -> Callable | None:
+        return None if function is None else _by_rows(name, lambda x, u, params: function(x, params), batch, n, params, width)
+
+    path = None if problem.constraints is None else _by_rows("constraints", problem.constraints, batch, n, params, sizes[0])
+    return Program(
+        layout,
+        dynamics,
+        cost,
+        last("terminal_cost", problem.terminal_cost, None),
+        path,
+        last("terminal_constraints", problem.terminal_constraints, sizes[1]),
+        x0[None],
+        bounds,
+    )
+
+
+def _by_rows(name: str, function: Callable, batch: tuple[int, ...], n: int, params: Any, width: int | None) -> Callable:
+    """A user's function of (x, u, params) in batch shape as one of tau in flat rows; results have ``width`` entries, None for a scalar."""
+
+    def called(tau: Any) -> Any:
+        xp, lead = backend_of(tau).verbs.xp, tuple(tau.shape)[:-2]
+        shaped = xp.reshape(tau, (*lead, *batch, tau.shape[-1]))
+        found = function(shaped[..., :n], shaped[..., n:], params)
+        tail = () if width is None else (width,)
+        if tuple(found.shape) != (*lead, *batch, *tail):
+            raise ValueError(
+                f"{name} returned shape {tuple(found.shape)}; wanted {(*lead, *batch, *tail)}: one result for every row of x and u"
+            )
+        return xp.reshape(found, (*lead, tau.shape[-2], *tail))
+
+    return called
+
+
+def widths_of(problem: Problem, x0: Any, params: Any) -> tuple[int, int]:
+    """How many path and terminal constraints there are, asked of the functions themselves."""
+    xp = backend_of(x0).verbs.xp
+    u = xp.zeros_like(x0[..., :1]) + xp.zeros_like(xp.broadcast_to(x0[..., :1], (*x0.shape[:-1], problem.n_ctrl)))
+    path = 0 if problem.constraints is None else problem.constraints(x0, u, params).shape[-1]
+    terminal = 0 if problem.terminal_constraints is None else problem.terminal_constraints(x0, params).shape[-1]
+    return path, terminal
+
+
+# Parameters: any nesting of dicts, lists and tuples of arrays.
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """The arrays of a framework in a nesting of containers, in order."""
+    if isinstance(tree, Mapping):
+        return [leaf for value in tree.values() for leaf in leaves_of(value)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for value in tree for leaf in leaves_of(value)]
+    return [tree] if backend_of(tree) is not NUMPY and hasattr(tree, "shape") else []
+
+
+def with_leaves(tree: Any, leaves: list[Any]) -> Any:
+    """The nesting with other arrays; takes them from the front of the list."""
+    if isinstance(tree, Mapping):
+        return {name: with_leaves(value, leaves) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        values = [with_leaves(value, leaves) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return leaves.pop(0) if backend_of(tree) is not NUMPY and hasattr(tree, "shape") else tree

@@ -1,0 +1,252 @@
+"""Sequential quadratic programming: every step solves one convex cone program for all rows, on one sparse pattern.
+
+Two kinds of step. Far from a solution: the quadratic program of the linearized problem, with a line search on the l1 merit function
+(Han, "A globally convergent method for nonlinear programming", 1977). Near one: a Newton step on the optimality conditions with the exact
+Hessian of the Lagrangian, taken by a row where it reduces the violation of the conditions; it converges quadratically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cvxlayers.backend import backend_of
+from cvxlayers.conic_map import ConicMap
+from cvxlayers.control import ilqr
+from cvxlayers.control.conditions import FLOOR, Expansion, distance, excess, expand, objective, right_sides
+from cvxlayers.control.expand import convexified
+from cvxlayers.control.problem import Program
+from cvxlayers.control.riccati import times
+from cvxlayers.control.solved import SolvedMap
+from cvxlayers.control.transcription import Transcription
+
+STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once
+DECREASE = 1e-4  # share of the merit's slope that a step must gain
+CLOSE = 1e-2  # from this violation on Newton steps are tried
+GAIN = 0.5  # what they must leave at most of it
+
+
+class Maps(NamedTuple):
+    """The cone programs of one pattern: solved, moved by one Newton step, and differentiated where they stand."""
+
+    transcription: Transcription
+    solve: ConicMap
+    newton: SolvedMap
+    solved: SolvedMap
+
+
+class Point(NamedTuple):
+    """Where the rows are: tau (T, B, s), y and s (B, rows of A); the merit function's penalty, violation, steps, infeasible (B,)."""
+
+    tau: Any
+    y: Any
+    s: Any
+    penalty: Any
+    violation: Any
+    iterations: Any
+    infeasible: Any
+
+
+def solve(
+    program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False, tell: Callable | None = None
+) -> Point:
+    """Iterate from tau (T, B, s), which need not satisfy anything, until every row's violation is at most ``tol``.
+
+    ``exact`` takes the Hessian of the Lagrangian for the quadratic programs too, made convex; ``shooting`` takes the steps of `ilqr` in
+    their place; ``tell`` is called with (iteration, Point).
+    """
+    verbs = backend_of(tau).verbs
+    xp = verbs.xp
+
+    def going(k: Any, *state: Any) -> Any:
+        point = Point(*state)
+        open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+        return xp.any(open_rows) & (k < max_iter)
+
+    def body(k: Any, *state: Any) -> tuple[Any, ...]:
+        point = step(program, maps, Point(*state), exact, tol, shooting)
+        if tell is not None:
+            tell(k, point)
+        return (k + 1, *point)
+
+    return Point(*verbs.loop(going, body, (verbs.asarray(0.0, tau), *start(program, maps, tau)))[1:])
+
+
+def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
+    """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
+    verbs = backend_of(tau).verbs
+    point = start(program, maps, tau)
+    for _ in range(max_iter):
+        open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+        if not _may(verbs, open_rows):
+            break
+        found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
+        point = _advanced(verbs.xp, point, [(open_rows, found)])
+    return point
+
+
+def differentiable(program: Program, maps: Maps, point: Point, curvature: str) -> tuple[Any, Any, Any, Any, Any]:
+    """(w, y, s) and the matrices P and A of the program that `SolvedMap` differentiates there."""
+    parts = maps.transcription.parted(point.y)
+    at = expand(program, point.tau, parts, curvature)
+    P, _, A, _ = _data(program, maps, point.tau, at, at.H)
+    return flat(maps.transcription, point.tau, at, program, parts), point.y, point.s, P, A
+
+
+def variables(program: Program, maps: Maps, point: Point) -> Any:
+    """The variables w (B, size) of the program at a point."""
+    parts = maps.transcription.parted(point.y)
+    return flat(maps.transcription, point.tau, expand(program, point.tau, parts, None), program, parts)
+
+
+def _advanced(xp: Any, point: Point, moves: list[tuple[Any, Point]]) -> Point:
+    """The point with rows replaced by those of other points, one more step counted where a mask is true."""
+    steps = point.iterations
+    for mask, other in moves:
+        point = Point(*(xp.where(_like(mask, new), new, old) for new, old in zip(other, point, strict=True)))
+        steps = xp.where(mask, steps + 1, steps)
+    return point._replace(iterations=steps)
+
+
+def _like(mask: Any, a: Any) -> Any:
+    """A mask of rows (B,) against (B,), (B, k) or (T, B, s)."""
+    rank = len(a.shape)
+    return mask if rank == 1 else mask[:, None] if rank == 2 else mask[None, :, None]
+
+
+def start(program: Program, maps: Maps, tau: Any) -> Point:
+    """The first point: no multipliers."""
+    verbs, pattern = backend_of(tau).verbs, maps.transcription.pattern
+    xp = verbs.xp
+    none = xp.zeros_like(tau[0, :, 0])
+    y = none[:, None] + verbs.asarray(np.zeros(pattern.m), tau)
+    return Point(tau, y, y, none, none + np.inf, none, none)
+
+
+def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, shooting: bool) -> Point:
+    """One step of every row that is not done."""
+    verbs = backend_of(point.tau).verbs
+    xp = verbs.xp
+    open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+
+    # A Newton step where the point is close; elsewhere, and where it gains nothing, the quadratic program.
+    close = open_rows & (point.violation < CLOSE)
+    moved, gained = point, xp.zeros_like(open_rows)
+    if _may(verbs, close):
+        moved = _newton(program, maps, point, close)
+        gained = close & (moved.violation <= GAIN * point.violation)
+    rest = open_rows & ~gained
+    found = point
+    if _may(verbs, rest):
+        found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, rest, exact)
+
+    return _advanced(xp, point, [(gained, moved), (rest, found)])
+
+
+def _may(verbs: Any, rows: Any) -> bool:
+    """Whether some row is marked, as far as is known."""
+    known = verbs.known(rows)
+    return known is None or bool(known.any())
+
+
+def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
+    """The violation of the optimality conditions by (tau, y), (B,)."""
+    parts = maps.transcription.parted(y)
+    violation = distance(program, maps.transcription, tau, expand(program, tau, parts, None), parts)
+    xp = backend_of(violation).verbs.xp
+    return xp.where(xp.isnan(violation), xp.ones_like(violation) * np.inf, violation)
+
+
+def _data(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any) -> tuple[Any, Any, Any, Any]:
+    return maps.transcription.program(H, at.slope - times(H, tau), at.F, at.G, at.E, right_sides(program, tau, at))
+
+
+def _newton(program: Program, maps: Maps, point: Point, rows: Any) -> Point:
+    verbs = backend_of(point.tau).verbs
+    tau, parts = point.tau, maps.transcription.parted(point.y)
+    at = expand(program, tau, parts, "lagrangian")
+    w = flat(maps.transcription, tau, at, program, parts)
+    data = _data(program, maps, tau, at, at.H)
+    w = verbs.xp.where(rows[:, None], w, verbs.xp.ones_like(w) * np.nan)  # a row that is not finite costs nothing
+    w, y, s = verbs.call(maps.newton, *data, w, point.y, point.s)
+    tau = maps.transcription.stages_of(w)
+    return point._replace(tau=tau, y=y, s=s, violation=measured(program, maps, tau, y))
+
+
+def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program, parts: Any) -> Any:
+    """The variables w (B, size) of tau, with the slacks that soft constraints have there."""
+    verbs, layout = backend_of(tau).verbs, transcription.layout
+    xp, rows = verbs.xp, tau.shape[1]
+    pieces = [xp.reshape(xp.moveaxis(tau, 0, 1), (rows, layout.stages * (layout.n + layout.m)))]
+    for name, value in (("constraints", at.g), ("terminal", at.h)):
+        if layout.soft is not None and value is not None:
+            over = xp.maximum(value, xp.zeros_like(value)) if layout.soft[0] == "l1" else parts[name] / layout.soft[1]
+            pieces.append(xp.reshape(xp.moveaxis(over, 0, 1), (rows, over.shape[0] * over.shape[2])))
+    return xp.concat(pieces, axis=-1)
+
+
+def _rolled(program: Program, maps: Maps, point: Point, exact: bool) -> Point:
+    tau = ilqr.rollout(program, ilqr.clipped(program, point.tau[..., program.layout.n :]))
+    tau, y, s = ilqr.projected(program, maps.transcription, tau, point.y, exact)
+    return point._replace(tau=tau, y=y, s=s, violation=measured(program, maps, tau, y))
+
+
+def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool) -> Point:
+    verbs, layout = backend_of(point.tau).verbs, program.layout
+    xp, tau, transcription = verbs.xp, point.tau, maps.transcription
+    at = expand(program, tau, transcription.parted(point.y), "lagrangian" if exact else "cost")
+    H = convexified(at.H, FLOOR) if exact else at.H
+    P, q, A, b = _data(program, maps, tau, at, H)
+    q = xp.where(rows[:, None], q, xp.ones_like(q) * np.nan)  # a row that is not finite costs nothing
+    w, y, s = verbs.call(maps.solve, P, q, A, b, on_failure="nan")
+    infeasible = xp.any(xp.isnan(w), axis=-1)
+    target = transcription.stages_of(w)
+    target = xp.where(infeasible[None, :, None], tau, target)
+    direction = target - tau
+
+    dual = xp.max(xp.abs(y), axis=-1)
+    penalty = xp.maximum(point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
+    held = excess(program, tau, at.f, at.g, at.h)
+    violated = _violation(layout, held)
+    here = objective(program, transcription, tau, held) + penalty * violated
+    slope = xp.sum(at.slope * direction, axis=(0, 2)) - penalty * violated
+    lengths = verbs.asarray(np.array(STEPS), tau)
+    trials = tau + lengths[:, None, None, None] * direction
+    merits = _merit(program, transcription, trials, penalty)
+    # rounding of the merit itself is no increase
+    allowed = here + DECREASE * lengths[:, None] * xp.minimum(slope, xp.zeros_like(slope)) + 1e-12 * (1 + xp.abs(here))
+    fine = (merits <= allowed) & ~xp.isnan(merits)
+    # the first that is fine, the last where none is
+    taken = xp.max(xp.where(fine, lengths[:, None], xp.zeros_like(merits)), axis=0)
+    taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
+    tau = tau + taken[None, :, None] * direction
+    y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
+    violation = measured(program, maps, tau, y)
+    return point._replace(
+        tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, taken * 0 + 1, taken * 0)
+    )
+
+
+def _merit(program: Program, transcription: Transcription, tau: Any, penalty: Any) -> Any:
+    layout = program.layout
+    n, before = layout.n, tau[..., :-1, :, :]
+    f = program.dynamics(before) if layout.stages > 1 else None
+    g = None if program.constraints is None else program.constraints(tau)
+    h = None if program.terminal_constraints is None else program.terminal_constraints(tau[..., -1:, :, :n])
+    held = excess(program, tau, f, g, h)
+    return objective(program, transcription, tau, held) + penalty * _violation(layout, held)
+
+
+def _violation(layout: Any, held: Any) -> Any:
+    """The l1 norm of what is violated, (..., B); soft constraints are paid for in the objective."""
+    total = None
+    for name, value in held.items():
+        if layout.soft is not None and name in ("constraints", "terminal"):
+            continue
+        xp = backend_of(value).verbs.xp
+        over = xp.abs(value) if name in ("initial", "dynamics") else xp.maximum(value, xp.zeros_like(value))
+        part = xp.sum(over, axis=(-1, -3))
+        total = part if total is None else total + part
+    return total

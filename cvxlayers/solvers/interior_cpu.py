@@ -1,0 +1,80 @@
+"""INTERIOR: this library's own interior-point method on the CPU, for batches: one SIMD lane per row, blocks of rows over threads.
+
+The method stands in `cvxlayers.kernels.interior`, the compiled code below it; here a pattern becomes index arrays, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import final
+
+import numpy as np
+
+from cvxlayers.cones import NonNegative, Zero
+from cvxlayers.errors import Status
+from cvxlayers.kernels.interior import Options
+from cvxlayers.kernels.nonnegative import Linear
+from cvxlayers.kernels.programs import solve_programs
+from cvxlayers.kernels.system import System
+from cvxlayers.program import ConeProgram, Pattern, Solution
+from cvxlayers.solvers.base import Solver
+from cvxlayers.solvers.layout import blocks
+
+DEGREE = {NonNegative: lambda cone: cone.dim}
+"""The number of complementarity products of a cone."""
+
+
+@lru_cache(maxsize=256)
+def _layout(pattern: Pattern) -> tuple[System, Linear, float]:
+    zero = nonnegative = 0
+    degree = 0.0
+    for block, rows in blocks(pattern.cone):
+        if isinstance(block, Zero):
+            zero += len(rows)
+        elif isinstance(block, NonNegative):
+            nonnegative += len(rows)
+            degree += len(rows)
+    system = System.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), [])
+    return system, Linear(zero, zero + nonnegative), degree
+
+
+def _shared(values: np.ndarray) -> np.ndarray:
+    """Rows that are all one and the same in memory as that one row."""
+    return np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values)
+
+
+@final
+@dataclass(frozen=True)
+class Interior(Solver):
+    """Interior points in lanes; see the module."""
+
+    name = "INTERIOR"
+    cones = frozenset({Zero, NonNegative})
+    quadratic = True
+    options = MappingProxyType(
+        {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
+    )
+    tolerances = ("tol_feas", "tol_gap")
+    limit = "max_iter"
+    defaults = MappingProxyType({"tol_feas": 1e-10, "tol_gap": 1e-10, "tol_infeas": 1e-8, "max_iter": 100, "shift": 1e-8, "refinements": 5})
+
+    def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
+        """Solve every row in a lane of its own; ``start`` means nothing to it."""
+        system, linear, degree = _layout(pattern)
+        names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
+        options = Options(*(self.settings[name] for name in names))
+        x, z, s, report = solve_programs(
+            system,
+            linear,
+            degree,
+            options,
+            self.jobs,
+            _shared(program.P),
+            np.ascontiguousarray(program.q),
+            _shared(program.A),
+            np.ascontiguousarray(program.b),
+        )
+        status = np.nan_to_num(report[:, 0], nan=Status.NUMERICAL_ERROR).astype(np.int8)
+        return Solution(x, z, s, status, report[:, 1].astype(np.int32))

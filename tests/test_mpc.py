@@ -1,0 +1,446 @@
+"""Model predictive control against CVXPY, SciPy and finite differences, in every framework."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from cvxlayers.backend import backend_of
+from cvxlayers.control import MPC, LinearDynamics, QuadraticCost
+from cvxlayers.errors import GradientWarning, InaccurateWarning, SolverError
+from tests.backends import TABLE, requested
+from tests.problems import cp
+
+every_backend = pytest.mark.parametrize("backend", requested())
+T = 10
+
+
+def pendulum(x: Any, u: Any, params: Any) -> Any:
+    """A pendulum from the upright position, pushed by u; params: gravity, strength, weight of the angle."""
+    xp = backend_of(x).verbs.xp
+    speed = x[..., 1] + 0.05 * (15 * params[..., 0] * xp.sin(x[..., 0]) + 3 * params[..., 1] * u[..., 0])
+    return xp.stack([x[..., 0] + 0.05 * speed, speed], axis=-1)
+
+
+def upright(x: Any, u: Any, params: Any) -> Any:
+    xp = backend_of(x).verbs.xp
+    return params[..., 2] * (1 - xp.cos(x[..., 0])) + 0.1 * x[..., 1] * x[..., 1] + 0.01 * u[..., 0] * u[..., 0]
+
+
+def controlled(x0: Any, params: Any, lower: Any, upper: Any, **options: Any) -> tuple[Any, Any, Any]:
+    mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=lower, u_upper=upper, **options)
+    plan = mpc(x0, params)
+    return plan.x, plan.u, plan.cost
+
+
+def starts(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, 2)) + np.array([1.0, 0.0])
+
+
+VALUES = [starts(3), np.array([1.0, 1.1, 0.9]), np.array([-2.0]), np.array(2.0)]
+COTANGENTS = [np.random.default_rng(5).standard_normal(shape) for shape in ((T, 3, 2), (T, 3, 1), (3,))]
+
+
+@functools.cache
+def reference() -> tuple[list[np.ndarray], list[float]]:
+    """The solution in PyTorch, and central differences along one direction for each argument."""
+    torch = importlib.import_module("torch")
+
+    def loss(values: list[np.ndarray]) -> float:
+        found = controlled(*map(torch.tensor, values))
+        return sum(float((a * torch.tensor(g)).sum()) for a, g in zip(found, COTANGENTS, strict=True))
+
+    slopes, step = [], 1e-5
+    for k, direction in enumerate(directions()):
+        ahead, behind = ([*VALUES[:k], VALUES[k] + sign * step * direction, *VALUES[k + 1 :]] for sign in (1, -1))
+        slopes.append((loss(ahead) - loss(behind)) / (2 * step))
+    return [a.numpy() for a in controlled(*map(torch.tensor, VALUES))], slopes
+
+
+def directions() -> list[np.ndarray]:
+    rng = np.random.default_rng(7)
+    return [np.asarray(rng.standard_normal(v.shape)) for v in VALUES]
+
+
+@every_backend
+def test_gradients_of_states_parameters_and_bounds(backend: str) -> None:
+    """Some controls strongly at their bounds, others inside."""
+    plan, slopes = reference()
+    found, gradients = TABLE[backend](controlled, VALUES, COTANGENTS)
+    at_bound = (abs(abs(plan[1]) - 2) < 1e-9).mean()
+    assert 0.1 < at_bound < 0.9
+    for got, want in zip(found, plan, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-7)
+    for gradient, direction, slope in zip(gradients, directions(), slopes, strict=True):
+        assert abs(np.sum(gradient * direction) - slope) <= 1e-5 * abs(slope)
+
+
+@every_backend
+def test_linear_quadratic_problems_are_one_convex_program(backend: str) -> None:
+    rng, n, m, rows = np.random.default_rng(3), 3, 2, 4
+    root = rng.standard_normal((T, rows, n + m, n + m))
+    C = root @ np.swapaxes(root, -1, -2) + np.eye(n + m)
+    c, f = 10 * rng.standard_normal((T, rows, n + m)), 0.1 * rng.standard_normal(n)
+    F = np.concatenate([np.eye(n) + 0.2 * rng.standard_normal((n, n)), rng.standard_normal((n, m))], axis=1)
+    upper, x0 = np.array([0.5, np.inf]), rng.standard_normal((rows, n))
+
+    def plan(C: Any, c: Any, F: Any, f: Any, x0: Any, lower: Any) -> tuple[Any, Any, Any]:
+        mpc = MPC(LinearDynamics(F, f), QuadraticCost(C, c), horizon=T, n_state=n, n_ctrl=m, u_lower=lower, u_upper=upper, x_upper=3.0)
+        found = mpc(x0)
+        return found.x, found.u, found.cost
+
+    values = [C, c, F, f, x0, np.full((T, rows, m), -0.7)]
+    cotangents = [rng.standard_normal((T, rows, n)), rng.standard_normal((T, rows, m)), rng.standard_normal(rows)]
+    found, gradients = TABLE[backend](plan, values, cotangents)
+    for row in range(rows):
+        tau = cp.Variable((T, n + m))
+        cost = sum(cp.quad_form(tau[t], cp.psd_wrap(C[t, row])) / 2 + c[t, row] @ tau[t] for t in range(T))
+        limits = [tau[0, :n] == x0[row], tau[:, n:] >= -0.7, tau[:, n] <= 0.5, tau[1:, :n] <= 3]
+        moves = [tau[t + 1, :n] == F @ tau[t] + f for t in range(T - 1)]
+        cp.Problem(cp.Minimize(cost), limits + moves).solve(solver="CLARABEL", tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
+        np.testing.assert_allclose(np.concatenate([found[0], found[1]], axis=-1)[:, row], tau.value, atol=1e-6)
+        np.testing.assert_allclose(found[2][row], cost.value, atol=1e-6)
+    assert (abs(found[1] + 0.7) < 1e-9).any() and (abs(found[0][1:] - 3) < 1e-9).any()
+    step = 1e-6
+    for k, gradient in enumerate(gradients):
+        direction = rng.standard_normal(values[k].shape)
+
+        def loss(sign: int, k: int = k, direction: np.ndarray = direction) -> float:
+            moved = [*values[:k], values[k] + sign * step * direction, *values[k + 1 :]]
+            return sum(float(np.sum(a * g)) for a, g in zip(plan(*moved), cotangents, strict=True))
+
+        slope = (loss(1) - loss(-1)) / (2 * step)
+        assert abs(np.sum(gradient * direction) - slope) <= 1e-5 * (1 + abs(slope))
+
+
+@every_backend
+def test_single_precision_stops(backend: str) -> None:
+    values = [v.astype(np.float32) for v in VALUES]
+    found, gradients = TABLE[backend](controlled, values, [g.astype(np.float32) for g in COTANGENTS])
+    assert {a.dtype for a in found + gradients} == {np.dtype(np.float32)}
+    for got, want in zip(found, reference()[0], strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-2)
+
+
+# What the algorithm finds does not depend on the framework: from here on in PyTorch.
+
+
+@pytest.fixture
+def torch() -> Any:
+    return importlib.import_module("torch")
+
+
+def test_a_batch_is_its_rows(torch: Any) -> None:
+    values = [torch.tensor(v) for v in VALUES]
+    together = controlled(*values)
+    for row in range(3):
+        alone = controlled(values[0][row : row + 1], *values[1:])
+        single = controlled(values[0][row], *values[1:])
+        for a, b, c in zip(together[:2], alone[:2], single[:2], strict=True):
+            torch.testing.assert_close(a[:, row], b[:, 0], rtol=0, atol=1e-9)
+            torch.testing.assert_close(a[:, row], c, rtol=0, atol=1e-9)
+
+
+def integrator(x: Any, u: Any, params: Any) -> Any:
+    xp = backend_of(x).verbs.xp
+    return xp.stack([x[..., 0] + 0.1 * x[..., 1], x[..., 1] + 0.1 * u[..., 0]], axis=-1)
+
+
+def effort(x: Any, u: Any, params: Any) -> Any:
+    return x[..., 0] * x[..., 0] + 0.1 * x[..., 1] * x[..., 1] + 0.1 * u[..., 0] * u[..., 0]
+
+
+def _slow(x: Any, u: Any, params: Any) -> Any:
+    return -x[..., 1:] - 0.7
+
+
+def _arrive(x: Any, params: Any) -> Any:
+    xp = backend_of(x).verbs.xp
+    return xp.concat([x - 0.5, -x - 0.5], axis=-1)
+
+
+def _far(x: Any, params: Any) -> Any:
+    return 10 * backend_of(x).verbs.xp.sum(x * x, axis=-1)
+
+
+FEATURES = {
+    "state bounds": (dict(x_lower=[-10.0, -0.8], x_upper=[np.inf, 1.6]), lambda x, u: (0, [x[1:, 1] >= -0.8, x[1:, 1] <= 1.6])),
+    "path constraints": (dict(constraints=_slow), lambda x, u: (0, [-x[:, 1] <= 0.7])),
+    "terminal constraints": (dict(terminal_constraints=_arrive), lambda x, u: (0, [cp.abs(x[-1]) <= 0.5])),
+    "terminal cost": (dict(terminal_cost=_far), lambda x, u: (10 * cp.sum_squares(x[-1]), [])),
+    "soft l1": (dict(constraints=_slow, soft=("l1", 5.0)), lambda x, u: (5 * cp.sum(cp.pos(-x[:, 1] - 0.7)), [])),
+    "soft quadratic": (dict(constraints=_slow, soft=("quadratic", 50.0)), lambda x, u: (25 * cp.sum_squares(cp.pos(-x[:, 1] - 0.7)), [])),
+    "slew penalty": (dict(slew=("quadratic", 0.5)), lambda x, u: (0.25 * cp.sum_squares(cp.diff(u)), [])),
+    "slew bound": (dict(slew=("bound", 0.3)), lambda x, u: (0, [cp.abs(cp.diff(u)) <= 0.3])),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_kind_of_constraint(torch: Any, name: str) -> None:
+    """Started at rest away from the constraints, which a rollout would violate."""
+    options, stated = FEATURES[name]
+    x0 = torch.tensor([[2.0, 0.0], [-0.8, 1.5]], dtype=torch.float64)
+    plan = MPC(integrator, effort, horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, **options)(x0)
+    assert plan.info.converged.all() and (plan.info.kkt_residual <= 1e-8).all()
+    for row in range(2):
+        x, u = cp.Variable((20, 2)), cp.Variable(20)
+        penalty, constraints = stated(x, u)
+        cost = cp.sum_squares(x[:, 0]) + 0.1 * cp.sum_squares(x[:, 1]) + 0.1 * cp.sum_squares(u) + penalty
+        constraints += [
+            x[0] == x0[row].numpy(),
+            cp.abs(u) <= 2,
+            x[1:, 0] == x[:-1, 0] + 0.1 * x[:-1, 1],
+            x[1:, 1] == x[:-1, 1] + 0.1 * u[:-1],
+        ]
+        problem = cp.Problem(cp.Minimize(cost), constraints)
+        problem.solve(solver="CLARABEL", tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
+        if name == "path constraints" and problem.status != "optimal":
+            continue
+        np.testing.assert_allclose(plan.u[:, row, 0], u.value, atol=2e-5)
+        np.testing.assert_allclose(plan.cost[row], problem.value, rtol=1e-7)
+
+
+def test_rows_that_no_trajectory_satisfies_are_told(torch: Any) -> None:
+    x0 = torch.tensor([[0.5, 0.0], [0.5, 5.0], [-0.5, 0.1]], dtype=torch.float64)  # the second cannot stop before the wall
+    given = dict(horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, x_upper=[1.0, np.inf])
+    with pytest.warns(InaccurateWarning, match="mpc row 1 of 3 did not converge.*the constraints of row 1 cannot be satisfied"):
+        plan = MPC(integrator, effort, **given)(x0)
+    assert plan.info.converged.tolist() == [True, False, True] and plan.info.infeasible.tolist() == [False, True, False]
+    with pytest.raises(SolverError, match="row 1 of 3") as caught:
+        MPC(integrator, effort, on_unconverged="raise", **given)(x0)
+    assert caught.value.rows == (1,)
+    for policy, lost in (("nan", True), ("zero_grad", False)):
+        leaf = x0.clone().requires_grad_()
+        plan = MPC(integrator, effort, on_unconverged=policy, **given)(leaf)
+        assert torch.isnan(plan.u[:, 1]).all() == lost and torch.isfinite(plan.u[:, [0, 2]]).all()
+        (gradient,) = torch.autograd.grad(plan.u[:, [0, 2]].sum() if lost else plan.u.sum(), leaf)
+        assert (gradient[1] == 0).all() and gradient[0].any()
+
+
+def test_an_unconverged_row_is_told(torch: Any) -> None:
+    mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, max_iter=1)
+    with pytest.warns(InaccurateWarning, match="did not converge"):
+        plan = mpc(torch.tensor(starts(3)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64))
+    assert not plan.info.converged.all() and (plan.info.kkt_residual > 1e-8).any()
+
+
+def test_weakly_active_bounds_are_told(torch: Any) -> None:
+    """With a bound exactly where the free optimum lies, the derivative has two sides."""
+    dynamics, cost = LinearDynamics(torch.tensor([[1.0, 1.0]])), QuadraticCost(torch.eye(2))
+    free = MPC(dynamics, cost, horizon=4, n_state=1, n_ctrl=1)(torch.ones(1, 1, dtype=torch.float64))
+    leaf = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    plan = MPC(dynamics, cost, horizon=4, n_state=1, n_ctrl=1, u_lower=float(free.u.min()))(leaf)
+    assert plan.info.converged.all() and not plan.info.grad_ok.any()
+    with pytest.warns(GradientWarning, match="kink"):
+        plan.u.sum().backward()
+
+
+@pytest.mark.parametrize("hessian", ["gauss_newton", "exact"])
+@pytest.mark.parametrize("method", ["sqp", "ilqr"])
+def test_every_method_finds_the_plan(torch: Any, method: str, hessian: str) -> None:
+    x, u, cost = reference()[0]
+    values = [torch.tensor(v, requires_grad=True) for v in VALUES]
+    found = controlled(*values, method=method, hessian=hessian, max_iter=100)
+    for got, want in zip(found, (x, u, cost), strict=True):
+        np.testing.assert_allclose(got.detach(), want, rtol=0, atol=1e-6)
+    gradients = torch.autograd.grad(found, values, [torch.tensor(g) for g in COTANGENTS])
+    for gradient, direction, slope in zip(gradients, directions(), reference()[1], strict=True):
+        assert abs(float((gradient * torch.tensor(direction)).sum()) - slope) <= 1e-5 * abs(slope)
+
+
+def test_gauss_newton_is_not_the_derivative(torch: Any) -> None:
+    """Exact and unrolled derivatives agree with differences to 1e-5, that of the last convex approximation is off by more than 5 %."""
+    x0, params = torch.tensor(starts(3)) + torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64)
+
+    def loss(params: Any, **options: Any) -> Any:
+        return controlled(x0, params, -20.0, 20.0, **options)[0].sin().sum()
+
+    slope = torch.stack([(loss(params + step) - loss(params - step)) / 2e-5 for step in 1e-5 * torch.eye(3, dtype=torch.float64)])
+
+    def error(backward: str) -> float:
+        leaf = params.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, backward=backward, max_iter=80), leaf)
+        return float((gradient - slope).norm() / slope.norm())
+
+    assert error("exact") < 1e-5 and error("unroll") < 1e-5 and error("gauss_newton") > 0.05
+
+
+def test_the_weights_of_a_module_have_gradients(torch: Any) -> None:
+    torch.manual_seed(0)
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2, dtype=torch.float64)
+
+        def forward(self, x: Any, u: Any, params: Any) -> Any:
+            return x + 0.1 * torch.tanh(self.layer(torch.cat([x, u], -1)))
+
+    network = Network()
+    mpc = MPC(network, effort, horizon=8, n_state=2, n_ctrl=1, u_lower=-0.5, u_upper=0.5)
+    mpc(torch.tensor(starts(4))).x.sin().sum().backward()
+    weight = network.layer.weight
+    direction, base = torch.randn_like(weight), weight.data.clone()
+    values = []
+    for sign in (1, -1):
+        weight.data = base + sign * 1e-5 * direction
+        values.append(float(mpc(torch.tensor(starts(4))).x.sin().sum()))
+    slope = (values[0] - values[1]) / 2e-5
+    assert abs(float((weight.grad * direction).sum()) - slope) <= 1e-5 * abs(slope)
+
+
+def quadrotor(x: Any, u: Any, params: Any) -> Any:
+    xp, dt = backend_of(x).verbs.xp, 0.1
+    force, torque = u[..., 0] + u[..., 1], u[..., 0] - u[..., 1]
+    up = force * xp.cos(x[..., 2]) - 9.81
+    moved = [x[..., 0] + dt * x[..., 3], x[..., 1] + dt * x[..., 4], x[..., 2] + dt * x[..., 5]]
+    return xp.stack([*moved, x[..., 3] - dt * force * xp.sin(x[..., 2]), x[..., 4] + dt * up, x[..., 5] + dt * 3 * torque], axis=-1)
+
+
+GOAL, WEIGHTS = np.array([3.0, 0, 0, 0, 0, 0]), np.array([1.0, 1, 0.1, 0.1, 0.1, 0.1])
+
+
+def fly(x: Any, u: Any, params: Any) -> Any:
+    verbs = backend_of(x).verbs
+    away, push = x - verbs.asarray(GOAL, x), u - 9.81 / 2
+    return verbs.xp.sum(verbs.asarray(WEIGHTS, x) * away * away, axis=-1) + 0.01 * verbs.xp.sum(push * push, axis=-1)
+
+
+def obstacle(x: Any, u: Any, params: Any) -> Any:
+    return (params * params - (x[..., 0] - 1.5) ** 2 - (x[..., 1] - 0.1) ** 2)[..., None]
+
+
+def test_a_quadrotor_avoids_an_obstacle(torch: Any) -> None:
+    """Started at rest, which falls; the straight line is blocked. Against SciPy on the controls, and differences in the radius."""
+    horizon = 20
+    mpc = MPC(quadrotor, fly, horizon=horizon, n_state=6, n_ctrl=2, u_lower=0.0, u_upper=12.0, constraints=obstacle, max_iter=100)
+    x0, radius = torch.zeros(1, 6, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    plan = mpc(x0, radius)
+    assert plan.info.converged.all() and plan.info.active["constraints"].any()
+    (gradient,) = torch.autograd.grad(plan.cost.sum() + plan.x[..., 1].sum(), radius)
+    values = [mpc(x0, radius.detach() + step) for step in (1e-5, -1e-5)]
+    slope = [float(p.cost.sum() + p.x[..., 1].sum()) for p in values]
+    np.testing.assert_allclose(float(gradient), (slope[0] - slope[1]) / 2e-5, rtol=1e-5)
+
+    def rollout(flat: np.ndarray) -> np.ndarray:
+        x = [np.zeros(6)]
+        for u in flat.reshape(horizon, 2)[:-1]:
+            x.append(quadrotor(x[-1], u, None))
+        return np.stack(x)
+
+    found = minimize(
+        lambda flat: float(fly(rollout(flat), flat.reshape(horizon, 2), None).sum()),
+        plan.u.detach().numpy().reshape(-1) + 0.05,
+        bounds=[(0, 12)] * (2 * horizon),
+        constraints={"type": "ineq", "fun": lambda flat: -obstacle(rollout(flat), None, 0.6)[:, 0]},
+        method="SLSQP",
+        options={"maxiter": 300, "ftol": 1e-12},
+    )
+    np.testing.assert_allclose(plan.cost.detach().numpy(), found.fun, rtol=1e-5)
+
+
+def test_warm_starts_and_single_steps(torch: Any) -> None:
+    mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0)
+    x0, params = torch.tensor(starts(4)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64)
+    plan = mpc(x0, params)
+    cold, warm = mpc(plan.x[1], params), mpc(plan.x[1], params, warm_start=plan)
+    torch.testing.assert_close(warm.u, cold.u, rtol=0, atol=1e-6)
+    assert (warm.info.iterations <= cold.info.iterations).all()
+    step = mpc(plan.x[1], params, warm_start=plan, rti=True)
+    assert (step.info.iterations == 1).all() and (step.u - cold.u).abs().max() < 0.5
+
+
+def test_progress_is_told(torch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[dict] = []
+    mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, verbose=True, callback=lines.append)
+    with caplog.at_level("INFO", logger="cvxlayers.control"):
+        plan = mpc(torch.tensor(starts(3)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64))
+    assert len(lines) == len(caplog.records) == int(plan.info.iterations.max())
+    assert lines[-1]["open_rows"] == 0 and lines[-1]["kkt_residual"] <= 1e-8
+
+
+def test_transforms_of_torch(torch: Any) -> None:
+    mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0)
+    x0, params = torch.tensor(starts(3)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64) + 0.1 * torch.rand(3, 3, dtype=torch.float64)
+
+    def loss(x0: Any, params: Any) -> Any:
+        return mpc(x0, params).x.sin().sum()
+
+    mapped = torch.func.vmap(torch.func.grad(loss, (0, 1)))(x0, params)
+    for row in range(3):
+        for got, want in zip(mapped, torch.func.grad(loss, (0, 1))(x0[row], params[row]), strict=True):
+            torch.testing.assert_close(got[row], want, rtol=0, atol=1e-7)
+    _, moved = torch.func.jvp(lambda p: loss(x0[0], p), (params[0],), (torch.ones(3, dtype=torch.float64),))
+    torch.testing.assert_close(moved, torch.func.grad(loss, 1)(x0[0], params[0]).sum(), rtol=0, atol=1e-7)
+
+
+def test_transforms_of_jax() -> None:
+    jax = importlib.import_module("jax")
+    with jax.enable_x64(True):
+        mpc = MPC(pendulum, upright, horizon=5, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0)
+        x0, params = jax.numpy.asarray(starts(2)), jax.numpy.array([1.0, 1.1, 0.9])
+        plan = jax.jit(mpc)(x0, params)
+        assert plan.info.converged.all()
+
+        def loss(x0: Any, params: Any) -> Any:
+            return jax.numpy.sin(mpc(x0, params).x).sum()
+
+        together = jax.jit(jax.grad(loss, (0, 1)))(x0, params)
+        apart = jax.jit(jax.vmap(jax.grad(loss, (0, 1)), (0, None)))(x0, params)
+        np.testing.assert_allclose(apart[0], together[0], rtol=0, atol=1e-7)
+        np.testing.assert_allclose(apart[1].sum(0), together[1], rtol=0, atol=1e-7)
+        _, moved = jax.jvp(lambda p: loss(x0, p), (params,), (jax.numpy.ones(3),))
+        np.testing.assert_allclose(moved, together[1].sum(), rtol=0, atol=1e-7)
+
+
+def test_graphs_of_tensorflow() -> None:
+    tf = importlib.import_module("tensorflow")
+    mpc = MPC(pendulum, upright, horizon=5, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0)
+    x0, params = tf.constant(starts(2)), tf.constant([1.0, 1.1, 0.9], tf.float64)
+
+    def gradient(params: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(params)
+            loss = tf.reduce_sum(tf.sin(mpc(x0, params).x))
+        return loss, tape.gradient(loss, params)
+
+    for got, want in zip(tf.function(gradient)(params), gradient(params), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
+
+
+WRONG = [
+    (dict(method="newton"), "method is 'newton'; wanted one of 'auto', 'sqp', 'ilqr'"),
+    (dict(soft=("l2", 1.0), constraints=_slow), "soft is"),
+    (dict(soft=("l1", 1.0)), "soft says how to penalize constraints"),
+    (dict(slew=("bound", -1.0)), "slew is"),
+    (dict(max_iter=0), "got max_iter=0"),
+    (dict(horizon=0), "got horizon, n_state, n_ctrl"),
+    (dict(cost=3.0), "cost is a float"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_wrong_options_are_told(change: dict[str, Any], message: str) -> None:
+    given = dict(dynamics=integrator, cost=effort, horizon=5, n_state=2, n_ctrl=1)
+    with pytest.raises(ValueError, match=message):
+        MPC(**{**given, **change})
+
+
+def test_ilqr_knows_bounds_on_controls_only(torch: Any) -> None:
+    with pytest.raises(ValueError, match="method='ilqr' knows bounds on controls only"):
+        MPC(integrator, effort, horizon=5, n_state=2, n_ctrl=1, x_upper=1.0, method="ilqr")(torch.ones(3, 2))
+
+
+def test_wrong_shapes_are_told(torch: Any) -> None:
+    given: dict[str, Any] = dict(horizon=5, n_state=2, n_ctrl=1)
+    with pytest.raises(ValueError, match="x0 has shape .3, 4.; wanted .*batch, 2."):
+        MPC(integrator, effort, **given)(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="u_upper has shape .2,.; wanted .1,., .T, ....*T = 5"):
+        MPC(integrator, effort, u_upper=[1.0, 2.0], **given)(torch.ones(3, 2))
+    with pytest.raises(ValueError, match="cost returned shape"):
+        MPC(integrator, lambda x, u, params: x, **given)(torch.ones(3, 2))
