@@ -5,44 +5,62 @@ s and z lie inside the cone and its dual, H is symmetric positive definite with 
 
 from __future__ import annotations
 
-from cvxlayers.kernels import nonnegative
-from cvxlayers.kernels.lanes import Compiled, compiled, full, select
+from cvxlayers.kernels import nonnegative, second_order
+from cvxlayers.kernels.lanes import Compiled, full, inlined, select
 
 
-@compiled
-def center(s: Compiled, z: Compiled, linear: Compiled) -> None:
+@inlined
+def center(s: Compiled, z: Compiled, linear: Compiled, so: Compiled) -> None:
     """Start at the central point of every cone."""
     nonnegative.center(linear, s, z)
+    if so is not None:
+        second_order.center(so, s, z)
 
 
-@compiled
-def enter(v: Compiled, linear: Compiled) -> None:
+@inlined
+def enter(v: Compiled, linear: Compiled, so: Compiled) -> None:
     """Move v into the interior of the cones along their central ray, where it is not already well inside; symmetric cones only."""
     least = nonnegative.margin(linear, v, full(1e300))
+    if so is not None:
+        least = second_order.margin(so, v, least)
     length = select(least < 1e-4, 1.0 - least, 0.0)
     nonnegative.shift(linear, v, length)
+    if so is not None:
+        second_order.shift(so, v, length)
 
 
-@compiled
-def rescale(system: Compiled, s: Compiled, z: Compiled, values: Compiled, linear: Compiled) -> None:
+@inlined
+def rescale(system: Compiled, s: Compiled, z: Compiled, values: Compiled, linear: Compiled, so: Compiled) -> None:
     """Find H at (s, z) and put -H into K."""
-    nonnegative.write(linear, system, s, z, values)
+    nonnegative.rescale(linear, system, s, z, values)
+    if so is not None:
+        second_order.rescale(so, system, s, z, values)
 
 
-@compiled
-def move(s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled, linear: Compiled) -> None:
+@inlined
+def move(s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled, linear: Compiled, so: Compiled) -> None:
     """ds = -H dz - offset."""
-    nonnegative.affine(linear, s, z, dz, offset, ds)
+    nonnegative.move(linear, s, z, dz, offset, ds)
+    if so is not None:
+        second_order.move(so, dz, offset, ds)
 
 
-@compiled
-def correct(s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, target: Compiled, offset: Compiled, linear: Compiled) -> None:
+@inlined
+def correct(
+    s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, target: Compiled, offset: Compiled, work: Compiled, linear: Compiled, so: Compiled
+) -> None:
     """The offset of the corrected step: towards the central path at ``target``, with the second-order term of the predictor (ds, dz)."""
     nonnegative.correct(linear, s, z, ds, dz, target, offset)
+    if so is not None:
+        second_order.correct(so, s, z, ds, dz, target, offset, work)
 
 
-@compiled
-def longest(s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, most: Compiled, linear: Compiled) -> Compiled:
+@inlined
+def longest(s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, most: Compiled, linear: Compiled, so: Compiled) -> Compiled:
     """The longest step up to ``most`` that keeps s + step ds and z + step dz in the cones."""
     most = nonnegative.longest(s, ds, linear.zero, linear.end, most)
-    return nonnegative.longest(z, dz, linear.zero, linear.end, most)
+    most = nonnegative.longest(z, dz, linear.zero, linear.end, most)
+    if so is not None:
+        most = second_order.longest(so, s, ds, most)
+        most = second_order.longest(so, z, dz, most)
+    return most

@@ -42,9 +42,12 @@ class System(NamedTuple):
     blocks: np.ndarray
     block_entries: np.ndarray
     H_entries: np.ndarray
+    quadratic: bool
 
     @staticmethod
-    def of(n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, bool]]) -> System:
+    def of(
+        n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, bool]]
+    ) -> System:
         """From (indices, indptr) of P's upper triangle and of A by columns, and (first row, rows, expanded) of every block."""
         P_columns, A_columns = (np.repeat(np.arange(n), np.diff(indptr)) for _, indptr in (P, A))
         rows, columns = [P[0], A_columns, np.arange(n + m)], [P_columns, n + A[0], np.arange(n + m)]
@@ -72,6 +75,7 @@ class System(NamedTuple):
             np.array([(first, first + count) for first, count, _ in blocks], dtype=np.intp).reshape(-1, 2),
             np.cumsum([0, *(len(block[0]) for block in H)])[:-1].astype(np.intp),
             place[nnzP + nnzA + n + m :],
+            nnzP > 0,
         )
 
 

@@ -29,7 +29,9 @@ from cvxlayers.program import Pattern
 from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
 
-REGISTRY = MappingProxyType({"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "INTERIOR": "Interior"})
+REGISTRY = MappingProxyType(
+    {"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "INTERIOR": "Interior"}
+)
 """Every solver's name and its class, which lives in the file of that name and imports its package when first used."""
 
 FILES = MappingProxyType({"INTERIOR": "interior_cpu"})
