@@ -31,7 +31,7 @@ import numpy as np
 
 from cvxlayers.kernels import memory as at
 from cvxlayers.kernels.assess import assess, keep
-from cvxlayers.kernels.cones import correct, longest, move, rescale
+from cvxlayers.kernels.cones import correct, longest, move, rescale, shorten
 from cvxlayers.kernels.equilibrate import equilibrate
 from cvxlayers.kernels.lanes import Compiled, full, inlined, load, part, select, smaller, some, store, vector
 from cvxlayers.kernels.ldl import factor, norm
@@ -49,7 +49,9 @@ gives up."""
 
 
 @inlined
-def solve_block(system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled, so: Compiled) -> None:
+def solve_block(
+    system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled, so: Compiled, three: Compiled
+) -> None:
     """Solve the programs in ``memory``: values (P and A in K), q and b come unscaled and are destroyed.
 
     Leaves x, z and s in X_FOUND, Z_FOUND, S_FOUND and (status, iterations) in REPORT; NaN where nothing was found.
@@ -70,7 +72,7 @@ def solve_block(system: Compiled, options: Compiled, degree: Compiled, memory: C
             store(found, i, np.nan)
     q_size, b_size = norm(q), norm(b)
     c = equilibrate(system, values, q, b, vector(memory, at.D), vector(memory, at.E), vector(memory, at.RHS))
-    start(system, memory, options, linear, so)
+    start(system, memory, options, linear, so, three)
 
     tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
     status, count, patience = full(RUNNING), full(0.0), full(0.0)
@@ -103,7 +105,7 @@ def solve_block(system: Compiled, options: Compiled, degree: Compiled, memory: C
         if not some(running):
             break
 
-        rescale(system, s, z, values, linear, so)
+        rescale(system, s, z, mu, values, linear, so, three)
         factor(system.symbolic, values, options.shift, TINY, LARGE, memory.factors)
         constant(system, memory, options, 1.0, 1.0, fixed)
         r_tau = xPx / tau + qx + bz + kappa
@@ -114,14 +116,16 @@ def solve_block(system: Compiled, options: Compiled, degree: Compiled, memory: C
         for i in range(m):
             store(offset, i, load(s, i))
         dtau, dkappa = direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
-        move(s, z, dz, offset, ds, linear, so)
-        alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so)
+        move(s, z, dz, offset, ds, linear, so, three)
+        alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three)
+        alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
         sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
-        correct(s, z, ds, dz, sigma * mu, offset, part(vector(memory, at.TRIAL), 0, m), linear, so)
+        correct(s, z, ds, dz, sigma * mu, offset, part(vector(memory, at.TRIAL), 0, m), linear, so, three)
         r_kappa = tau * kappa + dtau * dkappa - sigma * mu
         dtau, dkappa = direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
-        move(s, z, dz, offset, ds, linear, so)
-        alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so)
+        move(s, z, dz, offset, ds, linear, so, three)
+        alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three)
+        alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
 
         taken = select(running, alpha, 0.0)  # a lane that has stopped stays where it is
         for k in range(n + m):

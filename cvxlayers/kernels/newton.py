@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvxlayers.kernels.cones import center, enter, rescale
-from cvxlayers.kernels.lanes import Compiled, compiled, inlined, load, part, store, vector
+from cvxlayers.kernels.lanes import Compiled, compiled, full, inlined, load, part, store, vector
 from cvxlayers.kernels.ldl import factor, refine
 from cvxlayers.kernels.memory import AX, AZ, CONSTANT, LEFT, OFFSET, PX, RHS, STEP, TRIAL, VALUES, XZ, B, Q, S
 from cvxlayers.kernels.system import dot
@@ -36,7 +36,7 @@ def constant(system: Compiled, memory: Compiled, options: Compiled, q_part: Comp
 
 @inlined
 def start(
-    system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled
+    system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled
 ) -> None:  # fmt: skip
     """The first point: the solution without cones but with |s|^2 / 2 added to the objective (H = I), moved into the cones.
 
@@ -44,8 +44,12 @@ def start(
     """
     n, m, xz, s, step = system.n, system.m, vector(memory, XZ), vector(memory, S), vector(memory, STEP)
     z = part(xz, n, n + m)
-    center(s, z, linear, so)
-    rescale(system, s, z, vector(memory, VALUES), linear, so)
+    center(s, z, linear, so, three)
+    rescale(system, s, z, full(1.0), vector(memory, VALUES), linear, so, three)
+    if three is not None:  # cones without symmetry begin at their center
+        for k in range(n):
+            store(xz, k, 0.0)
+        return
     factor(system.symbolic, vector(memory, VALUES), options.shift, TINY, LARGE, memory.factors)
     constant(system, memory, options, 1.0 if system.quadratic else 0.0, 1.0, xz)
     for i in range(m):
@@ -56,8 +60,8 @@ def start(
         constant(system, memory, options, 1.0, 0.0, step)
         for i in range(m):
             store(z, i, load(step, n + i))
-    enter(s, linear, so)
-    enter(z, linear, so)
+    enter(s, linear, so, three)
+    enter(z, linear, so, three)
 
 
 @compiled

@@ -14,6 +14,7 @@ from cvxlayers.kernels.rows import blocks_of, gather, scatter
 from cvxlayers.kernels.second_order import SecondOrder
 from cvxlayers.kernels.system import System, clear
 from cvxlayers.kernels.threads import run
+from cvxlayers.kernels.three_dimensional import ThreeDimensional
 
 
 class Cones(NamedTuple):
@@ -22,10 +23,15 @@ class Cones(NamedTuple):
     degree: float
     linear: Linear
     second_order: tuple[np.ndarray, ...] | None
+    three_dimensional: tuple[np.ndarray, ...] | None
 
     def memory(self) -> tuple[Any, ...]:
         """What kernels take, with memory for one thread."""
-        return (self.linear, self.second_order and SecondOrder.of(*self.second_order))
+        return (
+            self.linear,
+            self.second_order and SecondOrder.of(*self.second_order),
+            self.three_dimensional and ThreeDimensional.of(*self.three_dimensional),
+        )
 
 
 def solve_programs(
@@ -58,7 +64,7 @@ def _gather_at(source: Compiled, block: Compiled, places: Compiled, target: Comp
 @compiled
 def _solve_blocks(
     first: Compiled, last: Compiled, system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, P: Compiled, q: Compiled,
-    A: Compiled, b: Compiled, x: Compiled, z: Compiled, s: Compiled, report: Compiled, linear: Compiled, so: Compiled,
+    A: Compiled, b: Compiled, x: Compiled, z: Compiled, s: Compiled, report: Compiled, linear: Compiled, so: Compiled, three: Compiled,
 ) -> None:  # fmt: skip
     for block in range(first, last):
         clear(vector(memory, VALUES))
@@ -66,7 +72,7 @@ def _solve_blocks(
         _gather_at(A, block, system.A_entries, vector(memory, VALUES))
         gather(q, block, vector(memory, Q))
         gather(b, block, vector(memory, B))
-        solve_block(system, options, degree, memory, linear, so)
+        solve_block(system, options, degree, memory, linear, so, three)
         scatter(vector(memory, X_FOUND), block, x)
         scatter(vector(memory, Z_FOUND), block, z)
         scatter(vector(memory, S_FOUND), block, s)

@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 
-from cvxlayers.cones import NonNegative, SecondOrder, Zero
+from cvxlayers.cones import Exponential, NonNegative, Power, SecondOrder, Zero
 from cvxlayers.cones.base import Cone
 from cvxlayers.errors import Status
 from cvxlayers.kernels.memory import Options
@@ -22,6 +22,8 @@ from cvxlayers.kernels.system import DENSE, System
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
 from cvxlayers.solvers.layout import blocks
+
+DEGREE = {SecondOrder: 1, Exponential: 3, Power: 3}
 
 
 @lru_cache(maxsize=256)
@@ -36,19 +38,22 @@ def _layout(pattern: Pattern) -> tuple[System, Cones]:
             linear = int(rows[-1]) + 1
             degree += len(rows)
         else:
-            curved.append((type(block), int(rows[0]), len(rows), isinstance(block, SecondOrder) and len(rows) > DENSE))
-            degree += 1
+            curved.append((block, int(rows[0]), len(rows), isinstance(block, SecondOrder) and len(rows) > DENSE))
+            degree += DEGREE[type(block)]
     places = [(first, count, expanded) for _, first, count, expanded in curved]
     system = System.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), places)
 
-    def of(kind: type[Cone]) -> list[int]:
-        return [k for k, cone in enumerate(curved) if cone[0] is kind]
+    def of(*kinds: type[Cone]) -> list[int]:
+        return [k for k, cone in enumerate(curved) if isinstance(cone[0], kinds)]
 
-    second_order = None
+    second_order = three_dimensional = None
     if chosen := of(SecondOrder):
         expanded = np.array([curved[k][3] for k in chosen])
         second_order = (system.blocks[chosen, 0].copy(), system.blocks[chosen, 1].copy(), system.block_entries[chosen], expanded)
-    return system, Cones(degree, Linear(zero, linear), second_order)
+    if chosen := of(Exponential, Power):
+        alpha = np.array([getattr(curved[k][0], "alpha", 0.0) for k in chosen])
+        three_dimensional = (system.blocks[chosen, 0].copy(), system.block_entries[chosen], alpha)
+    return system, Cones(degree, Linear(zero, linear), second_order, three_dimensional)
 
 
 def _shared(values: np.ndarray) -> np.ndarray:
@@ -62,7 +67,7 @@ class Interior(Solver):
     """Interior points in lanes; see the module."""
 
     name = "INTERIOR"
-    cones = frozenset({Zero, NonNegative, SecondOrder})
+    cones = frozenset({Zero, NonNegative, SecondOrder, Exponential, Power})
     quadratic = True
     options = MappingProxyType(
         {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
