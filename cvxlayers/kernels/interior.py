@@ -43,9 +43,8 @@ REACH = 0.99
 """The part of the way to the boundary of the cones that a step takes."""
 PATIENCE = 12
 """Iterations without progress before a lane gives up."""
-ROUGH = 1e-4
-"""Residuals up to this are worth returning, and certificates up to ROUGH / 1e-8 times their tolerance worth believing, in a lane that
-gives up."""
+ROUGH, DOUBTFUL = 1e-4, 1e2
+"""In a lane that gives up residuals up to ROUGH are worth returning, and a certificate up to DOUBTFUL times its tolerance is believed."""
 
 
 @inlined
@@ -96,7 +95,7 @@ def solve_block(
         patience = select(progress, 0.0, patience + 1.0)
         nearest, least = smaller(error, nearest), smaller(mu, least)
         stuck = (patience > PATIENCE) | (alpha < 1e-7) | ~(mu > 0.0) | ~(merit < np.inf)
-        resigned = select(best <= far, STALLED, select(certificate <= ROUGH / 1e-8, certified, FAILED))
+        resigned = select(best <= far, STALLED, select(certificate <= DOUBTFUL, certified, FAILED))
         verdict = select(stuck, resigned, full(LIMIT if iteration == options.iterations else RUNNING))
         verdict = select(best <= 1.0, SOLVED, select(certificate <= 1.0, certified, verdict))
         status = select(running, verdict, status)

@@ -179,8 +179,10 @@ def longest(cones: Compiled, v: Compiled, dv: Compiled, most: Compiled) -> Compi
     """The longest step up to ``most`` that keeps v + step dv in the cones: the first positive root of (v + step dv)'J(v + step dv)."""
     for k in range(len(cones.first)):
         first, last = cones.first[k], cones.last[k]
+        head, change = load(v, first), load(dv, first)
+        most = select((change < 0.0) & (-head > most * change), -head / change, most)  # the way through the apex is a double root
         a, c = _determinant(dv, first, last), _determinant(v, first, last)
-        half = load(v, first) * load(dv, first) - _tail(v, dv, first, last)
+        half = head * change - _tail(v, dv, first, last)
         discriminant = half * half - a * c
         root = sqrt(select(discriminant > 0.0, discriminant, 0.0))
         t = -(half + select(half > 0.0, root, -root))

@@ -20,7 +20,7 @@ import numpy as np
 from cvxlayers.kernels.barriers import CENTER, conjugate, gradient, hessian, inside, inside_dual, third, unbend
 from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, load, select, some, store
 
-NEAR = 1e-6
+NEAR = 0.03
 SHORTER = 0.8
 TRIALS = 100
 """How a step is shortened, and how often at most: 0.8^100 is 2e-10."""
