@@ -49,7 +49,7 @@ ROUGH, DOUBTFUL = 1e-4, 1e2
 
 @inlined
 def solve_block(
-    system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled, so: Compiled, three: Compiled
+    system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> None:
     """Solve the programs in ``memory``: values (P and A in K), q and b come unscaled and are destroyed.
 
@@ -71,7 +71,7 @@ def solve_block(
             store(found, i, np.nan)
     q_size, b_size = norm(q), norm(b)
     c = equilibrate(system, values, q, b, vector(memory, at.D), vector(memory, at.E), vector(memory, at.RHS))
-    start(system, memory, options, linear, so, three)
+    start(system, memory, options, linear, so, three, sd)
 
     tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
     status, count, patience = full(RUNNING), full(0.0), full(0.0)
@@ -104,7 +104,7 @@ def solve_block(
         if not some(running):
             break
 
-        rescale(system, s, z, mu, values, linear, so, three)
+        rescale(system, s, z, mu, values, linear, so, three, sd)
         factor(system.symbolic, values, options.shift, TINY, LARGE, memory.factors)
         constant(system, memory, options, 1.0, 1.0, fixed)
         r_tau = xPx / tau + qx + bz + kappa
@@ -115,15 +115,15 @@ def solve_block(
         for i in range(m):
             store(offset, i, load(s, i))
         dtau, dkappa = direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
-        move(s, z, dz, offset, ds, linear, so, three)
-        alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three)
+        move(s, z, dz, offset, ds, linear, so, three, sd)
+        alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
         alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
         sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
-        correct(s, z, ds, dz, sigma * mu, offset, part(vector(memory, at.TRIAL), 0, m), linear, so, three)
+        correct(s, z, ds, dz, sigma * mu, offset, part(vector(memory, at.TRIAL), 0, m), linear, so, three, sd)
         r_kappa = tau * kappa + dtau * dkappa - sigma * mu
         dtau, dkappa = direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
-        move(s, z, dz, offset, ds, linear, so, three)
-        alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three)
+        move(s, z, dz, offset, ds, linear, so, three, sd)
+        alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
         alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
 
         taken = select(running, alpha, 0.0)  # a lane that has stopped stays where it is

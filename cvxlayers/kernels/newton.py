@@ -36,7 +36,7 @@ def constant(system: Compiled, memory: Compiled, options: Compiled, q_part: Comp
 
 @inlined
 def start(
-    system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled
+    system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> None:  # fmt: skip
     """The first point: the solution without cones but with |s|^2 / 2 added to the objective (H = I), moved into the cones.
 
@@ -44,8 +44,8 @@ def start(
     """
     n, m, xz, s, step = system.n, system.m, vector(memory, XZ), vector(memory, S), vector(memory, STEP)
     z = part(xz, n, n + m)
-    center(s, z, linear, so, three)
-    rescale(system, s, z, full(1.0), vector(memory, VALUES), linear, so, three)
+    center(s, z, linear, so, three, sd)
+    rescale(system, s, z, full(1.0), vector(memory, VALUES), linear, so, three, sd)
     if three is not None:  # cones without symmetry begin at their center
         for k in range(n):
             store(xz, k, 0.0)
@@ -60,8 +60,8 @@ def start(
         constant(system, memory, options, 1.0, 0.0, step)
         for i in range(m):
             store(z, i, load(step, n + i))
-    enter(s, linear, so, three)
-    enter(z, linear, so, three)
+    enter(s, linear, so, three, sd)
+    enter(z, linear, so, three, sd)
 
 
 @compiled

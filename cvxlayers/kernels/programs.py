@@ -12,6 +12,7 @@ from cvxlayers.kernels.memory import REPORT, S_FOUND, VALUES, X_FOUND, Z_FOUND, 
 from cvxlayers.kernels.nonnegative import Linear
 from cvxlayers.kernels.rows import blocks_of, gather, scatter
 from cvxlayers.kernels.second_order import SecondOrder
+from cvxlayers.kernels.semidefinite import Semidefinite
 from cvxlayers.kernels.system import System, clear
 from cvxlayers.kernels.threads import run
 from cvxlayers.kernels.three_dimensional import ThreeDimensional
@@ -24,6 +25,7 @@ class Cones(NamedTuple):
     linear: Linear
     second_order: tuple[np.ndarray, ...] | None
     three_dimensional: tuple[np.ndarray, ...] | None
+    semidefinite: tuple[np.ndarray, ...] | None
 
     def memory(self) -> tuple[Any, ...]:
         """What kernels take, with memory for one thread."""
@@ -31,6 +33,7 @@ class Cones(NamedTuple):
             self.linear,
             self.second_order and SecondOrder.of(*self.second_order),
             self.three_dimensional and ThreeDimensional.of(*self.three_dimensional),
+            self.semidefinite and Semidefinite.of(*self.semidefinite),
         )
 
 
@@ -64,7 +67,7 @@ def _gather_at(source: Compiled, block: Compiled, places: Compiled, target: Comp
 @compiled
 def _solve_blocks(
     first: Compiled, last: Compiled, system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, P: Compiled, q: Compiled,
-    A: Compiled, b: Compiled, x: Compiled, z: Compiled, s: Compiled, report: Compiled, linear: Compiled, so: Compiled, three: Compiled,
+    A: Compiled, b: Compiled, x: Compiled, z: Compiled, s: Compiled, report: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled,
 ) -> None:  # fmt: skip
     for block in range(first, last):
         clear(vector(memory, VALUES))
@@ -72,7 +75,7 @@ def _solve_blocks(
         _gather_at(A, block, system.A_entries, vector(memory, VALUES))
         gather(q, block, vector(memory, Q))
         gather(b, block, vector(memory, B))
-        solve_block(system, options, degree, memory, linear, so, three)
+        solve_block(system, options, degree, memory, linear, so, three, sd)
         scatter(vector(memory, X_FOUND), block, x)
         scatter(vector(memory, Z_FOUND), block, z)
         scatter(vector(memory, S_FOUND), block, s)

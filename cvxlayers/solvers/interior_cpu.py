@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 
-from cvxlayers.cones import Exponential, NonNegative, Power, SecondOrder, Zero
+from cvxlayers.cones import Exponential, NonNegative, Power, SecondOrder, Semidefinite, Zero
 from cvxlayers.cones.base import Cone
 from cvxlayers.errors import Status
 from cvxlayers.kernels.memory import Options
@@ -39,21 +39,24 @@ def _layout(pattern: Pattern) -> tuple[System, Cones]:
             degree += len(rows)
         else:
             curved.append((block, int(rows[0]), len(rows), isinstance(block, SecondOrder) and len(rows) > DENSE))
-            degree += DEGREE[type(block)]
+            degree += getattr(block, "order", DEGREE.get(type(block), 0))
     places = [(first, count, expanded) for _, first, count, expanded in curved]
     system = System.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), places)
 
     def of(*kinds: type[Cone]) -> list[int]:
         return [k for k, cone in enumerate(curved) if isinstance(cone[0], kinds)]
 
-    second_order = three_dimensional = None
+    second_order = three_dimensional = semidefinite = None
     if chosen := of(SecondOrder):
         expanded = np.array([curved[k][3] for k in chosen])
         second_order = (system.blocks[chosen, 0].copy(), system.blocks[chosen, 1].copy(), system.block_entries[chosen], expanded)
     if chosen := of(Exponential, Power):
         alpha = np.array([getattr(curved[k][0], "alpha", 0.0) for k in chosen])
         three_dimensional = (system.blocks[chosen, 0].copy(), system.block_entries[chosen], alpha)
-    return system, Cones(degree, Linear(zero, linear), second_order, three_dimensional)
+    if chosen := of(Semidefinite):
+        order = np.array([getattr(curved[k][0], "order", 0) for k in chosen], dtype=np.intp)
+        semidefinite = (system.blocks[chosen, 0].copy(), order, system.block_entries[chosen])
+    return system, Cones(degree, Linear(zero, linear), second_order, three_dimensional, semidefinite)
 
 
 def _shared(values: np.ndarray) -> np.ndarray:
@@ -67,7 +70,7 @@ class Interior(Solver):
     """Interior points in lanes; see the module."""
 
     name = "INTERIOR"
-    cones = frozenset({Zero, NonNegative, SecondOrder, Exponential, Power})
+    cones = frozenset({Zero, NonNegative, SecondOrder, Semidefinite, Exponential, Power})
     quadratic = True
     options = MappingProxyType(
         {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
