@@ -316,6 +316,7 @@ class _Linear(torch.autograd.Function):
         return _Linear.apply(pair, ranks, *_mapped_first(arrays, in_dims[2:], ranks)), 0
 
 
+class _Symmetric(torch.autograd.Function):
     """A `Symmetric` system; the rule is the implicit function theorem, written in itself, so that every order follows."""
 
     @staticmethod

@@ -24,6 +24,7 @@ SOLVERS = [
     ("ECOS", 1e-9, 1e-5),
     ("DIFFCP", 1e-8, 1e-5),
     ("DAQP", 1e-11, 1e-9),
+    ("INTERIOR", 1e-8, 1e-5),
     ("MOREAU", 2e-8, 1e-5),
 ]
 NAMES = [name for name, _, _ in SOLVERS]
@@ -189,7 +190,16 @@ def test_status_of_diffcp_with_each_method(method):
         assert get("DIFFCP", {"solve_method": method}, pattern)[0].solve(pattern, program).status[0] == status
 
 
-LIMITS = [("CLARABEL", {}), ("SCS", {}), ("ECOS", {}), ("DIFFCP", {}), ("DIFFCP", {"solve_method": "SCS"}), ("DAQP", {}), ("MOREAU", {})]
+LIMITS = [
+    ("CLARABEL", {}),
+    ("SCS", {}),
+    ("ECOS", {}),
+    ("DIFFCP", {}),
+    ("DIFFCP", {"solve_method": "SCS"}),
+    ("DAQP", {}),
+    ("INTERIOR", {}),
+    ("MOREAU", {}),
+]
 
 
 @pytest.mark.parametrize("name, options", LIMITS)
@@ -258,7 +268,7 @@ def test_nonsense_is_a_status(name):
 # closed forms
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DAQP", "MOREAU"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DAQP", "INTERIOR", "MOREAU"])
 def test_projection_on_the_simplex(name):
     rng = np.random.default_rng(1)
     c = rng.standard_normal(6)
@@ -270,7 +280,7 @@ def test_projection_on_the_simplex(name):
     np.testing.assert_allclose(x, np.maximum(c - (np.cumsum(u)[k] - 1) / (k + 1), 0), atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "MOREAU"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "INTERIOR", "MOREAU"])
 @pytest.mark.parametrize("kind", ["second_order", "semidefinite", "exponential", "power", "all"])
 def test_projection_on_a_cone(name, kind):
     cone = Product(CONES[kind])
@@ -282,7 +292,7 @@ def test_projection_on_a_cone(name, kind):
     np.testing.assert_allclose(solution.y[0], cone.project(c) - c, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "MOREAU"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "INTERIOR", "MOREAU"])
 @pytest.mark.parametrize("orders", [(4,), (5, 4), (4, 2, 6)])
 def test_smallest_eigenvalues(name, orders):
     """minimize tr(C X), tr X = 1, X >= 0 per block: X = v v', the multiplier C - lambda I; a wrong packing shows at order four."""
@@ -312,7 +322,8 @@ def test_smallest_eigenvalues(name, orders):
 
 
 @pytest.mark.parametrize(
-    "name, options", [("CLARABEL", {}), ("SCS", {}), ("ECOS", {}), ("DIFFCP", {}), ("DIFFCP", {"solve_method": "ECOS"}), ("MOREAU", {})]
+    "name, options",
+    [("CLARABEL", {}), ("SCS", {}), ("ECOS", {}), ("DIFFCP", {}), ("DIFFCP", {"solve_method": "ECOS"}), ("INTERIOR", {}), ("MOREAU", {})],
 )
 def test_exponentials(name, options):
     """minimize sum z_i with (a_i, c_i, z_i) in the exponential cone: z = c exp(a / c); its rows are all different."""
@@ -328,7 +339,7 @@ def test_exponentials(name, options):
     np.testing.assert_allclose(solution.y[0].reshape(3, 3), np.stack([-z / c, -z / c * (1 - a / c), np.ones(3)], 1), rtol=3e-4)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "MOREAU"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "INTERIOR", "MOREAU"])
 def test_powers(name):
     """maximize z_1 + z_2 with (2, 3, z) in the power cone of a: z = 2^a 3^(1 - a)."""
     alphas = np.array([0.3, 0.8])
@@ -339,7 +350,7 @@ def test_powers(name):
     np.testing.assert_allclose(solution.x[0], 2**alphas * 3 ** (1 - alphas), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "ECOS", "DIFFCP"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "ECOS", "DIFFCP", "INTERIOR"])
 def test_linear_objective_on_a_ball(name):
     q = np.array([3.0, -4.0, 12.0])
     A, b = np.vstack([np.zeros(3), -np.eye(3)]), np.array([1.0, 0, 0, 0])
@@ -588,7 +599,7 @@ def test_cvxpy_constants():
 
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="'OSQP' is not known; choose one of CLARABEL, DAQP, SCS, ECOS, DIFFCP, MOREAU"):
+    with pytest.raises(ValueError, match="'OSQP' is not known; choose one of CLARABEL, DAQP, INTERIOR, SCS, ECOS, DIFFCP, MOREAU"):
         get("OSQP")
     with pytest.raises(ValueError, match="'MOSEK' is not known"):
         get(None, {"solve_method": "MOSEK"})
@@ -638,7 +649,7 @@ def test_common_options(name):
             get(name, bad)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "MOREAU"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "INTERIOR", "MOREAU"])
 def test_a_looser_tolerance_costs_fewer_iterations(name):
     pattern, program, _ = feasible("second_order", False)
     loose, tight = (get(name, {"eps": eps}, pattern)[0].solve(pattern, program) for eps in (1e-3, 1e-8))

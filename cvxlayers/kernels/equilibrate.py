@@ -2,13 +2,14 @@
 
     P^ = c D P D,  q^ = c D q,  A^ = E A D,  b^ = E b    with    x = D x^,  s = E^-1 s^,  y = E y^ / c,
 
-D and E diagonal and positive such that every column and row of [[P^, A^'], [A^, 0]] has largest entry near one (Ruiz, "A scaling algorithm
-to equilibrate both rows and columns norms in matrices", 2001), E constant on every cone that is not linear, c such that (P^, q^) has size one.
+D and E diagonal and positive such that every column and row of [[P^, A^'], [A^, 0]] has largest entry near one (Ruiz, "A scaling
+algorithm to equilibrate both rows and columns norms in matrices", 2001), E constant on every cone that is not linear, c such that
+(P^, q^) has size one.
 """
 
 from __future__ import annotations
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, select, smaller, sqrt, store
+from cvxlayers.kernels.lanes import Compiled, compiled, full, inlined, larger, load, select, smaller, sqrt, store
 
 STEPS = 10
 LEAST, MOST = 1e-4, 1e4
@@ -21,7 +22,7 @@ def _root(size: Compiled) -> Compiled:
     return 1.0 / sqrt(select(size > 0.0, smaller(larger(size, 1e-8), 1e8), 1.0))
 
 
-@compiled
+@inlined
 def equilibrate(system: Compiled, values: Compiled, q: Compiled, b: Compiled, D: Compiled, E: Compiled, size: Compiled) -> Compiled:
     """Scale ``values`` (P and A in K), q and b in place; fill D (n, LANES), E (m, LANES), return c. ``size`` (N, LANES) is scratch."""
     n, m, indices, indptr = system.n, system.m, system.symbolic.indices, system.symbolic.indptr

@@ -13,8 +13,8 @@ Ax + s = 0, q'x < 0 (unbounded below). The method follows its central path (Mehr
 
     r_x = -(Px + A'z + q tau),   r_z = Ax + s - b tau,   r_tau = x'Px / tau + q'x + b'z + kappa,
 
-a step solves  P dx + A'dz + q dtau = f r_x,  A dx + ds - b dtau = -f r_z,  ds + H dz = -offset,  kappa dtau + tau dkappa = -r_kappa  and the
-linearized last equation, where H z = s is the cones' scaling. Eliminating ds and dtau leaves one matrix and two right-hand sides,
+a step solves  P dx + A'dz + q dtau = f r_x,  A dx + ds - b dtau = -f r_z,  ds + H dz = -offset,  kappa dtau + tau dkappa = -r_kappa
+and the linearized last equation, where H z = s is the cones' scaling. Eliminating ds and dtau leaves one matrix and two right-hand sides,
 
     [P  A'] [x1 x2]   [    f r_x       -q ]
     [A  -H] [z1 z2] = [offset - f r_z   b ],     (dx, dz) = (x1, z1) + dtau (x2, z2),
@@ -27,275 +27,117 @@ r_kappa = tau kappa + dtau dkappa - sigma mu with mu = (s'z + tau kappa) / (degr
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from cvxlayers.kernels.cones import center, correct, enter, longest, move, rescale
+from cvxlayers.kernels import memory as at
+from cvxlayers.kernels.assess import assess, keep
+from cvxlayers.kernels.cones import correct, longest, move, rescale, shorten
 from cvxlayers.kernels.equilibrate import equilibrate
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, larger, load, select, smaller, some, store
-from cvxlayers.kernels.ldl import Factors, factor, norm, refine
-from cvxlayers.kernels.system import System, clear, dot, products
+from cvxlayers.kernels.lanes import Compiled, full, inlined, load, part, select, smaller, some, store, vector
+from cvxlayers.kernels.ldl import factor, norm
+from cvxlayers.kernels.memory import DUAL_INFEASIBLE, FAILED, LIMIT, PRIMAL_INFEASIBLE, RUNNING, SOLVED, STALLED
+from cvxlayers.kernels.newton import LARGE, TINY, constant, direction, start
+from cvxlayers.kernels.system import dot, products
 
-RUNNING, SOLVED, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE, LIMIT, STALLED, FAILED = -1.0, 0.0, 2.0, 3.0, 4.0, 1.0, 7.0
-"""What became of a lane; all but RUNNING are codes of `cvxlayers.errors.Status`."""
-
-STEP = 0.99
+REACH = 0.99
 """The part of the way to the boundary of the cones that a step takes."""
 PATIENCE = 12
 """Iterations without progress before a lane gives up."""
-LOOSE = 1e4
-"""A certificate of a lane that gives up may be this much less exact than one that stops a lane."""
+ROUGH, DOUBTFUL = 1e-4, 1e2
+"""In a lane that gives up residuals up to ROUGH are worth returning, and a certificate up to DOUBTFUL times its tolerance is believed."""
 
 
-class Options(NamedTuple):
-    """Relative tolerances of residuals, gap and certificates; iterations; static regularization and refinement steps of K."""
-
-    feasibility: float
-    gap: float
-    infeasibility: float
-    iterations: int
-    shift: float
-    refinements: int
-
-
-class Memory(NamedTuple):
-    """One block: its numbers, the method's vectors, and what is found. Used by one thread at a time."""
-
-    values: np.ndarray
-    q: np.ndarray
-    b: np.ndarray
-    D: np.ndarray
-    E: np.ndarray
-    factors: Factors
-    xz: np.ndarray
-    s: np.ndarray
-    constant: np.ndarray
-    step: np.ndarray
-    rhs: np.ndarray
-    left: np.ndarray
-    trial: np.ndarray
-    Px: np.ndarray
-    Az: np.ndarray
-    Ax: np.ndarray
-    ds: np.ndarray
-    offset: np.ndarray
-    x_found: np.ndarray
-    z_found: np.ndarray
-    s_found: np.ndarray
-    report: np.ndarray
-
-    @staticmethod
-    def of(system: System) -> Memory:
-        """Memory for the blocks of one system."""
-        n, m, size, nnz = system.n, system.m, len(system.symbolic.signs), len(system.symbolic.indices)
-        sizes = (nnz, n, m, n, m), (size, m, size, size, size, size, size, n, n, m, m, m, n, m, m, 2)
-        first, second = ([aligned(entries) for entries in part] for part in sizes)
-        return Memory(*first, Factors.of(system.symbolic), *second)
-
-
-@compiled
-def solve_block(system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled) -> None:
+@inlined
+def solve_block(
+    system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
+) -> None:
     """Solve the programs in ``memory``: values (P and A in K), q and b come unscaled and are destroyed.
 
-    Leaves x, z and s in ``x_found, z_found, s_found`` and (status, iterations) in ``report``.
+    Leaves x, z and s in X_FOUND, Z_FOUND, S_FOUND and (status, iterations) in REPORT; NaN where nothing was found.
     """
-    n, m, values, xz, s = system.n, system.m, memory.values, memory.xz, memory.s
-    x, z, q, b = xz[:n], xz[n : n + m], memory.q, memory.b
-    step, constant, ds, offset, Px = memory.step, memory.constant, memory.ds, memory.offset, memory.Px
-    dz = step[n : n + m]
-    for found in (memory.x_found, memory.z_found, memory.s_found):
+    n, m, values, xz, s = system.n, system.m, vector(memory, at.VALUES), vector(memory, at.XZ), vector(memory, at.S)
+    q, b, Px, ds, offset = (
+        vector(memory, at.Q),
+        vector(memory, at.B),
+        vector(memory, at.PX),
+        vector(memory, at.DS),
+        vector(memory, at.OFFSET),
+    )
+    step, fixed, report = vector(memory, at.STEP), vector(memory, at.CONSTANT), vector(memory, at.REPORT)
+    x, z, dz = part(xz, 0, n), part(xz, n, n + m), part(step, n, n + m)
+    for k in (at.X_FOUND, at.Z_FOUND, at.S_FOUND):
+        found = vector(memory, k)
         for i in range(len(found)):
             store(found, i, np.nan)
     q_size, b_size = norm(q), norm(b)
-    c = equilibrate(system, values, q, b, memory.D, memory.E, memory.rhs)
-    _start(system, options, memory, linear)
+    c = equilibrate(system, values, q, b, vector(memory, at.D), vector(memory, at.E), vector(memory, at.RHS))
+    start(system, memory, options, linear, so, three, sd)
 
-    tau, kappa, last = full(1.0), full(1.0), full(1.0)
-    status, count, best, lowest, patience = full(RUNNING), full(0.0), full(np.inf), full(np.inf), full(0.0)
+    tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
+    status, count, patience = full(RUNNING), full(0.0), full(0.0)
+    best, nearest, least, far = full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
     for iteration in range(options.iterations + 1):
-        products(system, values, xz, Px, memory.Az, memory.Ax)
+        products(system, values, xz, Px, vector(memory, at.AZ), vector(memory, at.AX))
         xPx, qx, bz = dot(x, Px), dot(q, x), dot(b, z)
         mu = (dot(s, z) + tau * kappa) / (degree + 1.0)
-        merit, primal, dual = _assess(system, options, memory, tau, c, q_size, b_size, xPx, qx, bz)
+        merit, infeasible, unbounded = assess(system, memory, options, tau, c, q_size, b_size, xPx, qx, bz)
 
-        # What to do with each lane. All of it is decided by the lane's own numbers.
+        # What becomes of each lane: decided by its own numbers.
         running = status == RUNNING
-        keep = running & (merit < best)
-        if some(keep):
-            _keep(memory, tau, c, keep)
-        best = select(keep, merit, best)
-        certificate = smaller(primal, dual)
-        progress = smaller(merit, certificate)
-        better = progress < 0.9 * lowest
-        patience = select(better, 0.0, patience + 1.0)
-        lowest = select(better, progress, lowest)
-        stuck = (patience > PATIENCE) | (last < 1e-7) | ~(mu > 0.0) | ~(merit < np.inf)
-        verdict = select(best <= 1.0, SOLVED, RUNNING)
-        verdict = select((verdict == RUNNING) & (certificate <= 1.0), select(primal <= dual, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE), verdict)
-        given_up = select(certificate <= LOOSE, select(primal <= dual, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE), FAILED)
-        given_up = select(best * options.feasibility <= 1e-4, STALLED, given_up)
-        verdict = select((verdict == RUNNING) & stuck, given_up, verdict)
-        if iteration == options.iterations:
-            verdict = select(verdict == RUNNING, LIMIT, verdict)
+        improved = running & (merit < best)
+        if some(improved):
+            keep(system, memory, tau, c, improved)
+        best = select(improved, merit, best)
+        certificate = smaller(infeasible, unbounded)
+        certified = select(infeasible <= unbounded, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE)
+        error = smaller(merit, certificate)
+        progress = (error < 0.9 * nearest) | ((error > far) & (mu < 0.9 * least))
+        patience = select(progress, 0.0, patience + 1.0)
+        nearest, least = smaller(error, nearest), smaller(mu, least)
+        stuck = (patience > PATIENCE) | (alpha < 1e-7) | ~(mu > 0.0) | ~(merit < np.inf)
+        resigned = select(best <= far, STALLED, select(certificate <= DOUBTFUL, certified, FAILED))
+        verdict = select(stuck, resigned, full(LIMIT if iteration == options.iterations else RUNNING))
+        verdict = select(best <= 1.0, SOLVED, select(certificate <= 1.0, certified, verdict))
         status = select(running, verdict, status)
         count = select(running, float(iteration), count)
         running = status == RUNNING
         if not some(running):
             break
 
-        # The residuals, and the solution of the constant right-hand side.
-        rescale(system, s, z, values, linear)
-        factor(system.symbolic, values, options.shift, 1e-13, 1e-7, memory.factors)
-        _constant(system, memory, constant, options)
+        rescale(system, s, z, mu, values, linear, so, three, sd)
+        factor(system.symbolic, values, options.shift, TINY, LARGE, memory.factors)
+        constant(system, memory, options, 1.0, 1.0, fixed)
         r_tau = xPx / tau + qx + bz + kappa
-        slope = kappa / tau - dot(q, constant[:n]) - dot(b, constant[n : n + m]) + (xPx / tau - 2.0 * dot(Px, constant[:n])) / tau
+        slope = (
+            kappa / tau - dot(q, part(fixed, 0, n)) - dot(b, part(fixed, n, n + m)) + (xPx / tau - 2.0 * dot(Px, part(fixed, 0, n))) / tau
+        )
 
-        # Predictor, then corrector.
         for i in range(m):
             store(offset, i, load(s, i))
-        dtau, dkappa = _direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
-        move(s, z, dz, offset, ds, linear)
-        alpha = _longest(s, z, ds, dz, tau, dtau, kappa, dkappa, linear)
+        dtau, dkappa = direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
+        move(s, z, dz, offset, ds, linear, so, three, sd)
+        alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
+        alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
         sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
-        correct(s, z, ds, dz, sigma * mu, offset, linear)
+        correct(s, z, ds, dz, sigma * mu, offset, part(vector(memory, at.TRIAL), 0, m), linear, so, three, sd)
         r_kappa = tau * kappa + dtau * dkappa - sigma * mu
-        dtau, dkappa = _direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
-        move(s, z, dz, offset, ds, linear)
-        alpha = STEP * _longest(s, z, ds, dz, tau, dtau, kappa, dkappa, linear)
+        dtau, dkappa = direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
+        move(s, z, dz, offset, ds, linear, so, three, sd)
+        alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
+        alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
 
-        last = alpha
-        alpha = select(running, alpha, 0.0)  # a lane that has stopped stays where it is
-        for j in range(n + m):
-            store(xz, j, load(xz, j) + alpha * load(step, j))
+        taken = select(running, alpha, 0.0)  # a lane that has stopped stays where it is
+        for k in range(n + m):
+            store(xz, k, load(xz, k) + taken * load(step, k))
         for i in range(m):
-            store(s, i, load(s, i) + alpha * load(ds, i))
-        tau, kappa = tau + alpha * dtau, kappa + alpha * dkappa
-    store(memory.report, 0, status)
-    store(memory.report, 1, count)
+            store(s, i, load(s, i) + taken * load(ds, i))
+        tau, kappa = tau + taken * dtau, kappa + taken * dkappa
+    store(report, 0, status)
+    store(report, 1, count)
 
 
-@compiled
-def _start(system: Compiled, options: Compiled, memory: Compiled, linear: Compiled) -> None:
-    """The first point: the least-squares solutions of Ax + s = b and Px + A'z + q = 0 (H = I), moved into the cones."""
-    n, m, xz, s, step, rhs = system.n, system.m, memory.xz, memory.s, memory.step, memory.rhs
-    z = xz[n : n + m]
-    center(s, z, linear)
-    rescale(system, s, z, memory.values, linear)
-    factor(system.symbolic, memory.values, options.shift, 1e-13, 1e-7, memory.factors)
-    clear(rhs)
-    for i in range(m):
-        store(rhs, n + i, load(memory.b, i))
-    _solve(system, memory, options, xz)
-    clear(rhs)
-    for j in range(n):
-        store(rhs, j, -load(memory.q, j))
-    _solve(system, memory, options, step)
-    for i in range(m):
-        store(s, i, -load(z, i))
-        store(z, i, load(step, n + i))
-    for i in range(linear.zero):
-        store(s, i, 0.0)
-    enter(s, linear)
-    enter(z, linear)
-
-
-@compiled
-def _solve(system: Compiled, memory: Compiled, options: Compiled, out: Compiled) -> Compiled:
-    """out = K^-1 rhs."""
-    return refine(
-        system.symbolic, memory.values, memory.factors, memory.rhs, out, memory.left, memory.trial, options.refinements, 1e-13
-    )  # fmt: skip
-
-
-@compiled
-def _constant(system: Compiled, memory: Compiled, out: Compiled, options: Compiled) -> None:
-    """out = (x2, z2)."""
-    n, m, rhs = system.n, system.m, memory.rhs
-    for j in range(n):
-        store(rhs, j, -load(memory.q, j))
-    for i in range(m):
-        store(rhs, n + i, load(memory.b, i))
-    for k in range(n + m, len(rhs)):
-        store(rhs, k, 0.0)
-    _solve(system, memory, options, out)
-
-
-@compiled
-def _direction(
-    system: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled, r_kappa: Compiled,
-    slope: Compiled,
-) -> Compiled:  # fmt: skip
-    """(dx, dz) into ``step``; returns dtau and dkappa."""
-    n, m, rhs, step, constant = system.n, system.m, memory.rhs, memory.step, memory.constant
-    for j in range(n):
-        store(rhs, j, -f * (load(memory.Px, j) + load(memory.Az, j) + load(memory.q, j) * tau))
-    for i in range(m):
-        residual = load(memory.Ax, i) + load(memory.s, i) - load(memory.b, i) * tau
-        store(rhs, n + i, load(memory.offset, i) - f * residual)
-    for k in range(n + m, len(rhs)):
-        store(rhs, k, 0.0)
-    _solve(system, memory, options, step)
-    x1, z1 = step[:n], step[n : n + m]
-    change = f * r_tau - r_kappa / tau + dot(memory.q, x1) + dot(memory.b, z1) + 2.0 * dot(memory.Px, x1) / tau
-    dtau = change / slope
-    for k in range(n + m):
-        store(step, k, load(step, k) + dtau * load(constant, k))
-    return dtau, -(r_kappa + kappa * dtau) / tau
-
-
-@compiled
-def _longest(
-    s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, tau: Compiled, dtau: Compiled, kappa: Compiled, dkappa: Compiled, linear: Compiled
-) -> Compiled:
-    """The longest step up to one that keeps everything in its cone."""
+@inlined
+def _longest(tau: Compiled, dtau: Compiled, kappa: Compiled, dkappa: Compiled) -> Compiled:
+    """The longest step up to one that keeps tau and kappa nonnegative."""
     most = select(dtau < 0.0, smaller(-tau / dtau, 1.0), 1.0)
-    most = select(dkappa < 0.0, smaller(-kappa / dkappa, most), most)
-    return longest(s, z, ds, dz, most, linear)
-
-
-@compiled
-def _assess(
-    system: Compiled, options: Compiled, memory: Compiled, tau: Compiled, c: Compiled, q_size: Compiled, b_size: Compiled, xPx: Compiled,
-    qx: Compiled, bz: Compiled,
-) -> Compiled:  # fmt: skip
-    """How far the point is from optimal, and from a certificate of primal and of dual infeasibility, in units of the tolerances.
-
-    All of it in the units of the unscaled program, relative to the largest term.
-    """
-    n, m = system.n, system.m
-    Px_size, Az_size, dual = full(0.0), full(0.0), full(0.0)
-    for j in range(n):
-        unit = 1.0 / load(memory.D, j)
-        Px, Az = load(memory.Px, j), load(memory.Az, j)
-        Px_size, Az_size = larger(abs(Px) * unit, Px_size), larger(abs(Az) * unit, Az_size)
-        dual = larger(abs(Px + Az + load(memory.q, j) * tau) * unit, dual)
-    Ax_size, s_size, primal, ray = full(0.0), full(0.0), full(0.0), full(0.0)
-    for i in range(m):
-        unit = 1.0 / load(memory.E, i)
-        Ax, s = load(memory.Ax, i), load(memory.s, i)
-        Ax_size, s_size = larger(abs(Ax) * unit, Ax_size), larger(abs(s) * unit, s_size)
-        primal = larger(abs(Ax + s - load(memory.b, i) * tau) * unit, primal)
-        ray = larger(abs(Ax + s) * unit, ray)
-    gap = abs(xPx / tau + qx + bz) / (c * tau + larger(larger(abs(qx), abs(bz)), abs(xPx) / tau))
-    primal = primal / (tau + larger(larger(Ax_size, s_size), tau * b_size))
-    dual = dual / (c * tau + larger(larger(Px_size, Az_size), c * tau * q_size))
-    merit = larger(larger(primal, dual) / options.feasibility, gap / options.gap)
-    merit = merit + 0.0 * (primal + dual + gap)  # NaN where one of them is
-    none = options.infeasibility
-    infeasible = select(bz < 0.0, Az_size / (-bz * none), np.inf)
-    unbounded = select(qx < 0.0, larger(Px_size, ray * c) / (-qx * none), np.inf)
-    return merit, infeasible, unbounded
-
-
-@compiled
-def _keep(memory: Compiled, tau: Compiled, c: Compiled, where: Compiled) -> None:
-    """Remember the point, in the units of the unscaled program, in the lanes of a mask."""
-    n, m, inverse = len(memory.x_found), len(memory.s_found), 1.0 / tau
-    for j in range(n):
-        store(memory.x_found, j, select(where, load(memory.xz, j) * load(memory.D, j) * inverse, load(memory.x_found, j)))
-    height = inverse / c
-    for i in range(m):
-        scale = load(memory.E, i)
-        store(memory.z_found, i, select(where, load(memory.xz, n + i) * scale * height, load(memory.z_found, i)))
-        store(memory.s_found, i, select(where, load(memory.s, i) * inverse / scale, load(memory.s_found, i)))
+    return select(dkappa < 0.0, smaller(-kappa / dkappa, most), most)

@@ -14,12 +14,16 @@ These names exist in compiled code only.
 from __future__ import annotations
 
 import operator
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.np.arrayobj import populate_array
 
 LANES = 8
 """Problems per register: 512 bits of float64, or two registers of 256, or four of 128."""
@@ -32,9 +36,33 @@ VECTOR, BITS = ir.VectorType(ir.DoubleType(), LANES), ir.VectorType(ir.IntType(1
 INDEX = ir.IntType(32)
 
 
+def _stamp() -> str:
+    """A hash of all kernels: numba looks only at the file of a function, not at those of the functions compiled into it."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+STAMP = _stamp()
+
+
 def compiled(function: Any) -> Any:
-    """Compile on first use and keep the result on disk; without the GIL, and without liberties that would compile NaN away."""
-    return njit(function, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+    """Compile on first use and keep the result on disk; without the GIL, and without liberties that would compile NaN away.
+
+    Where no folder can be written to (neither beside the file nor the user's cache), it is compiled again in every process.
+    """
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    try:
+        kernel: Any = njit(function, cache=True, **options)
+    except RuntimeError:
+        return njit(function, **options)
+    index = kernel._cache._cache_file
+    index._source_stamp = (index._source_stamp, STAMP)
+    return kernel
+
+
+def inlined(function: Any) -> Any:
+    """Compile as a part of the one function that calls it."""
+    return njit(function, inline="always")
 
 
 def emitted(function: Any) -> Any:
@@ -177,6 +205,43 @@ def store(typing_context: Any, array: Compiled, row: Compiled, value: Compiled) 
         return context.get_dummy_value()
 
     return types.void(array, row, value), emit
+
+
+def _part(context: Any, builder: Any, kind: Any, array: Any, start: Any, stop: Any) -> Any:
+    make = context.make_array(kind)
+    whole, out = make(context, builder, array), make(context, builder)
+    count, (_, width) = builder.sub(stop, start), cgutils.unpack_tuple(builder, whole.shape)
+    data = builder.gep(whole.data, [builder.mul(start, width)])
+    shape = cgutils.pack_array(builder, (count, width))
+    populate_array(out, data=data, shape=shape, strides=whole.strides, itemsize=whole.itemsize, meminfo=None)
+    return out._getvalue()
+
+
+@emitted
+def part(typing_context: Any, array: Compiled, first: Compiled, last: Compiled) -> Any:
+    """array[first:last], borrowed: it must not outlive the array. A slice proper is ten times as much code."""
+    _check(array)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        ends = (context.cast(builder, value, kind, types.intp) for value, kind in zip(args[1:], sig.args[1:], strict=True))
+        return _part(context, builder, array, args[0], *ends)
+
+    return array(array, first, last), emit
+
+
+@emitted
+def vector(typing_context: Any, memory: Compiled, k: Compiled) -> Any:
+    """Vector k of a tuple (numbers (entries, LANES), starts, ...): numbers[starts[k] : starts[k + 1]], borrowed."""
+    numbers, starts = memory.types[:2]
+    _check(numbers)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        first = context.make_array(starts)(context, builder, builder.extract_value(args[0], 1)).data
+        place = builder.gep(first, [context.cast(builder, args[1], sig.args[1], types.intp)])
+        after = builder.gep(place, [context.get_constant(types.intp, 1)])
+        return _part(context, builder, numbers, builder.extract_value(args[0], 0), builder.load(place), builder.load(after))
+
+    return numbers(memory, k), emit
 
 
 @emitted

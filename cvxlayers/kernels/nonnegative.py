@@ -39,7 +39,7 @@ def shift(linear: Compiled, v: Compiled, length: Compiled) -> None:
 
 
 @compiled
-def write(linear: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
+def rescale(linear: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
     """Put -H into K."""
     n, indptr = system.n, system.symbolic.indptr
     for i in range(linear.zero):
@@ -49,7 +49,7 @@ def write(linear: Compiled, system: Compiled, s: Compiled, z: Compiled, values: 
 
 
 @compiled
-def affine(linear: Compiled, s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
+def move(linear: Compiled, s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
     """ds = -H dz - offset, zero in equations."""
     for i in range(linear.zero):
         store(ds, i, 0.0)

@@ -42,6 +42,7 @@ class System(NamedTuple):
     blocks: np.ndarray
     block_entries: np.ndarray
     H_entries: np.ndarray
+    quadratic: bool
 
     @staticmethod
     def of(
@@ -74,6 +75,7 @@ class System(NamedTuple):
             np.array([(first, first + count) for first, count, _ in blocks], dtype=np.intp).reshape(-1, 2),
             np.cumsum([0, *(len(block[0]) for block in H)])[:-1].astype(np.intp),
             place[nnzP + nnzA + n + m :],
+            nnzP > 0,
         )
 
 

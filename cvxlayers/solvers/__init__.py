@@ -5,6 +5,8 @@ with one status per row; no row's result depends on its neighbours, and no row's
 
 - ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives. The default.
 - ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small or dense.
+- ``INTERIOR``: this library's own interior points, compiled, every cone (semidefinite ones up to order 30), quadratic objectives; made
+  for batches: eight rows at a time in the lanes of a processor's registers, and blocks of rows over all cores.
 - ``SCS`` (SCS): operator splitting, every cone, quadratic objectives. The one with a warm start, and the one for very large programs;
   its accuracy costs iterations.
 - ``ECOS`` (ECOS, GPL; the extra ``ecos``): interior points for linear, second-order and exponential cones.
@@ -25,7 +27,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from cvxlayers.cones import NonNegative, Zero
+from cvxlayers.cones import NonNegative, Semidefinite, Zero
 from cvxlayers.program import Pattern
 from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
@@ -93,6 +95,9 @@ def lacks(cls: type[Solver], pattern: Pattern) -> str:
     """What a solver cannot do of a pattern, in words; empty if it can do all of it."""
     kinds = sorted(kind.__name__ for kind in pattern.cone.kinds - cls.cones)
     missing = [f"{' and '.join(kinds)} cones"] if kinds else []
+    order = max((cone.order for cone in pattern.cone.cones if isinstance(cone, Semidefinite)), default=0)
+    if Semidefinite in cls.cones and order > cls.semidefinite_order:
+        missing.append(f"Semidefinite cones of order {order}")
     if pattern.nnzP and not cls.quadratic:
         missing.append("a quadratic objective")
     return " nor ".join(missing)

@@ -34,6 +34,8 @@ class Solver(ABC):
     """The name a user writes."""
     cones: ClassVar[frozenset[type[Cone]]]
     """The cones it takes."""
+    semidefinite_order: ClassVar[float] = float("inf")
+    """The largest order of a semidefinite cone that it takes."""
     quadratic: ClassVar[bool]
     """Whether it takes a quadratic objective P."""
     warm_start: ClassVar[bool] = False

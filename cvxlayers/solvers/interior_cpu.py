@@ -12,32 +12,51 @@ from typing import final
 
 import numpy as np
 
-from cvxlayers.cones import NonNegative, Zero
+from cvxlayers.cones import Exponential, NonNegative, Power, SecondOrder, Semidefinite, Zero
+from cvxlayers.cones.base import Cone
 from cvxlayers.errors import Status
-from cvxlayers.kernels.interior import Options
+from cvxlayers.kernels.memory import Options
 from cvxlayers.kernels.nonnegative import Linear
-from cvxlayers.kernels.programs import solve_programs
-from cvxlayers.kernels.system import System
+from cvxlayers.kernels.programs import Cones, solve_programs
+from cvxlayers.kernels.system import DENSE, System
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
 from cvxlayers.solvers.layout import blocks
 
-DEGREE = {NonNegative: lambda cone: cone.dim}
-"""The number of complementarity products of a cone."""
+DEGREE = {SecondOrder: 1, Exponential: 3, Power: 3}
 
 
 @lru_cache(maxsize=256)
-def _layout(pattern: Pattern) -> tuple[System, Linear, float]:
-    zero = nonnegative = 0
-    degree = 0.0
+def _layout(pattern: Pattern) -> tuple[System, Cones]:
+    """K of the pattern, and where its cones stand in it."""
+    zero = linear = 0
+    degree, curved = 0.0, []
     for block, rows in blocks(pattern.cone):
         if isinstance(block, Zero):
-            zero += len(rows)
+            zero = linear = int(rows[-1]) + 1
         elif isinstance(block, NonNegative):
-            nonnegative += len(rows)
+            linear = int(rows[-1]) + 1
             degree += len(rows)
-    system = System.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), [])
-    return system, Linear(zero, zero + nonnegative), degree
+        else:
+            curved.append((block, int(rows[0]), len(rows), isinstance(block, SecondOrder) and len(rows) > DENSE))
+            degree += getattr(block, "order", DEGREE.get(type(block), 0))
+    places = [(first, count, expanded) for _, first, count, expanded in curved]
+    system = System.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), places)
+
+    def of(*kinds: type[Cone]) -> list[int]:
+        return [k for k, cone in enumerate(curved) if isinstance(cone[0], kinds)]
+
+    second_order = three_dimensional = semidefinite = None
+    if chosen := of(SecondOrder):
+        expanded = np.array([curved[k][3] for k in chosen])
+        second_order = (system.blocks[chosen, 0].copy(), system.blocks[chosen, 1].copy(), system.block_entries[chosen], expanded)
+    if chosen := of(Exponential, Power):
+        alpha = np.array([getattr(curved[k][0], "alpha", 0.0) for k in chosen])
+        three_dimensional = (system.blocks[chosen, 0].copy(), system.block_entries[chosen], alpha)
+    if chosen := of(Semidefinite):
+        order = np.array([getattr(curved[k][0], "order", 0) for k in chosen], dtype=np.intp)
+        semidefinite = (system.blocks[chosen, 0].copy(), order, system.block_entries[chosen])
+    return system, Cones(degree, Linear(zero, linear), second_order, three_dimensional, semidefinite)
 
 
 def _shared(values: np.ndarray) -> np.ndarray:
@@ -51,7 +70,8 @@ class Interior(Solver):
     """Interior points in lanes; see the module."""
 
     name = "INTERIOR"
-    cones = frozenset({Zero, NonNegative})
+    cones = frozenset({Zero, NonNegative, SecondOrder, Semidefinite, Exponential, Power})
+    semidefinite_order = 30
     quadratic = True
     options = MappingProxyType(
         {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
@@ -62,13 +82,12 @@ class Interior(Solver):
 
     def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
         """Solve every row in a lane of its own; ``start`` means nothing to it."""
-        system, linear, degree = _layout(pattern)
+        system, cones = _layout(pattern)
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
         options = Options(*(self.settings[name] for name in names))
         x, z, s, report = solve_programs(
             system,
-            linear,
-            degree,
+            cones,
             options,
             self.jobs,
             _shared(program.P),

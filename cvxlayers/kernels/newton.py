@@ -1,0 +1,87 @@
+"""The steps of the method: its first point and its directions, by the factors of K; the equations stand in `interior`."""
+
+from __future__ import annotations
+
+from cvxlayers.kernels.cones import center, enter, rescale
+from cvxlayers.kernels.lanes import Compiled, compiled, full, inlined, load, part, store, vector
+from cvxlayers.kernels.ldl import factor, refine
+from cvxlayers.kernels.memory import AX, AZ, CONSTANT, LEFT, OFFSET, PX, RHS, STEP, TRIAL, VALUES, XZ, B, Q, S
+from cvxlayers.kernels.system import dot
+
+TINY, LARGE = 1e-13, 1e-7
+"""A pivot below TINY is replaced by LARGE."""
+EXACT = 1e-13
+"""The relative residual of K that is refined no further."""
+
+
+@inlined
+def solve(system: Compiled, memory: Compiled, options: Compiled, out: Compiled) -> None:
+    """out = K^-1 rhs."""
+    values, rhs, left, trial = vector(memory, VALUES), vector(memory, RHS), vector(memory, LEFT), vector(memory, TRIAL)
+    refine(system.symbolic, values, memory.factors, rhs, out, left, trial, options.refinements, EXACT)
+
+
+@compiled
+def constant(system: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, out: Compiled) -> None:
+    """out = K^-1 (-q_part q, b_part b, 0)."""
+    n, m, rhs, q, b = system.n, system.m, vector(memory, RHS), vector(memory, Q), vector(memory, B)
+    for j in range(n):
+        store(rhs, j, -q_part * load(q, j))
+    for i in range(m):
+        store(rhs, n + i, b_part * load(b, i))
+    for k in range(n + m, len(rhs)):
+        store(rhs, k, 0.0)
+    solve(system, memory, options, out)
+
+
+@inlined
+def start(
+    system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
+) -> None:  # fmt: skip
+    """The first point: the solution without cones but with |s|^2 / 2 added to the objective (H = I), moved into the cones.
+
+    Without P that would be unbalanced: x and s are then those of least |s|, z that of least |z| with A'z + q = 0.
+    """
+    n, m, xz, s, step = system.n, system.m, vector(memory, XZ), vector(memory, S), vector(memory, STEP)
+    z = part(xz, n, n + m)
+    center(s, z, linear, so, three, sd)
+    rescale(system, s, z, full(1.0), vector(memory, VALUES), linear, so, three, sd)
+    if three is not None:  # cones without symmetry begin at their center
+        for k in range(n):
+            store(xz, k, 0.0)
+        return
+    factor(system.symbolic, vector(memory, VALUES), options.shift, TINY, LARGE, memory.factors)
+    constant(system, memory, options, 1.0 if system.quadratic else 0.0, 1.0, xz)
+    for i in range(m):
+        store(s, i, -load(z, i))
+    for i in range(linear.zero):
+        store(s, i, 0.0)
+    if not system.quadratic:
+        constant(system, memory, options, 1.0, 0.0, step)
+        for i in range(m):
+            store(z, i, load(step, n + i))
+    enter(s, linear, so, three, sd)
+    enter(z, linear, so, three, sd)
+
+
+@compiled
+def direction(
+    system: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled, r_kappa: Compiled,
+    slope: Compiled,
+) -> Compiled:  # fmt: skip
+    """(dx, dz) into ``step``; returns dtau and dkappa. ``slope`` is the denominator of dtau."""
+    n, m, rhs, step, fixed = system.n, system.m, vector(memory, RHS), vector(memory, STEP), vector(memory, CONSTANT)
+    q, b, s, offset = vector(memory, Q), vector(memory, B), vector(memory, S), vector(memory, OFFSET)
+    Px, Az, Ax = vector(memory, PX), vector(memory, AZ), vector(memory, AX)
+    for j in range(n):
+        store(rhs, j, -f * (load(Px, j) + load(Az, j) + load(q, j) * tau))
+    for i in range(m):
+        store(rhs, n + i, load(offset, i) - f * (load(Ax, i) + load(s, i) - load(b, i) * tau))
+    for k in range(n + m, len(rhs)):
+        store(rhs, k, 0.0)
+    solve(system, memory, options, step)
+    change = f * r_tau - r_kappa / tau + dot(q, part(step, 0, n)) + dot(b, part(step, n, n + m)) + 2.0 * dot(Px, part(step, 0, n)) / tau
+    dtau = change / slope
+    for k in range(n + m):
+        store(step, k, load(step, k) + dtau * load(fixed, k))
+    return dtau, -(r_kappa + kappa * dtau) / tau

@@ -1,0 +1,189 @@
+"""INTERIOR: what it promises beyond the table of solvers. Lanes that do not know each other, threads, forks, first use."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrder, Semidefinite
+from cvxlayers.conic import ConicLayer
+from cvxlayers.errors import Status
+from cvxlayers.kernels.lanes import LANES
+from cvxlayers.program import ConeProgram, Pattern
+from cvxlayers.solvers import find, get
+from tests.test_solvers import CONES, dense, feasible, optimal, residual
+
+KINDS = list(CONES)
+PARTS = ("x", "y", "s", "status", "iterations")
+
+
+def rows_of(program, rows):
+    return ConeProgram(*(part[rows].copy() for part in vars(program).values()))
+
+
+def solve(pattern, program, **options):
+    return get("INTERIOR", options or None, pattern)[0].solve(pattern, program)
+
+
+def same(one, two, rows, others=None):
+    """Bitwise, row by row."""
+    others = rows if others is None else others
+    return all(
+        getattr(one, part)[i].tobytes() == getattr(two, part)[j].tobytes() for i, j in zip(rows, others, strict=True) for part in PARTS
+    )
+
+
+def infeasible(pattern, program, row):
+    """The row without a feasible point: A = 0 and b outside every cone."""
+    program.A[row], program.b[row] = 0.0, -1.0
+
+
+@pytest.mark.parametrize("kind", ["linear", "all"])
+@pytest.mark.parametrize("position", range(LANES))
+def test_a_bad_row_in_each_lane(kind, position):
+    """One NaN row and one infeasible row, in each lane position: flagged, and nobody else's bits change."""
+    pattern, program, _ = feasible(kind, True, rows=2 * LANES)
+    clean = solve(pattern, program)
+    broken = rows_of(program, np.arange(2 * LANES))
+    no_number, no_point = position, LANES + (position + 3) % LANES
+    broken.q[no_number, 0] = np.nan
+    infeasible(pattern, broken, no_point)
+    beside = solve(pattern, broken)
+    assert beside.status[no_number] == Status.NUMERICAL_ERROR and np.isnan(beside.x[no_number]).all()
+    assert beside.status[no_point] == Status.PRIMAL_INFEASIBLE
+    assert same(beside, clean, np.setdiff1d(np.arange(2 * LANES), [no_number, no_point]))
+
+
+@pytest.mark.parametrize("where", ["P", "q", "A", "b"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_nonsense_in_any_place_is_not_solved(where, value):
+    pattern, program, _ = feasible("linear", True)
+    broken = rows_of(program, np.arange(3))
+    getattr(broken, where)[1, 0] = value
+    solution = solve(pattern, broken)
+    if np.isfinite(value):
+        assert not Status(solution.status[1]).ok or residual(pattern, broken, solution, 1) < 1e-8
+    else:
+        assert not Status(solution.status[1]).ok
+    assert same(solution, solve(pattern, program), [0, 2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_same_in_any_company(kind):
+    """In every batch size, in every lane, on one thread or two, between converged and failing rows: bitwise."""
+    pattern, program, _ = feasible(kind, True, rows=32)
+    mixed = rows_of(program, np.arange(512) % 32)
+    for row in range(5, 512, 7):
+        infeasible(pattern, mixed, row)
+    whole = solve(pattern, mixed, n_jobs_forward=1)
+    assert same(whole, solve(pattern, mixed, n_jobs_forward=2), range(512))
+    for rows in (0, 1, 7, 8, 9):
+        assert same(solve(pattern, rows_of(mixed, slice(3, 3 + rows))), whole, range(rows), range(3, 3 + rows))
+    order = np.random.default_rng(0).permutation(512)
+    assert same(solve(pattern, rows_of(mixed, order)), whole, range(512), order)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+def test_a_fork_in_between():
+    code = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+from tests.test_interior import feasible, rows_of, same, solve
+pattern, program, _ = feasible("linear", True, rows=40)
+before = solve(pattern, program, n_jobs_forward=2)
+child = os.fork()
+if not child:
+    os._exit(0 if same(solve(pattern, program, n_jobs_forward=2), before, range(40)) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert same(solve(pattern, program, n_jobs_forward=2), before, range(40))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_rows_that_share_their_matrices():
+    """A and P given once for all rows, as a view without memory of its own, are the same as copies."""
+    pattern, program, _ = feasible("linear", True, rows=9)
+    P, A = np.broadcast_to(program.P[:1], program.P.shape), np.broadcast_to(program.A[:1], program.A.shape)
+    shared = ConeProgram(P, program.q, A, program.b)
+    assert same(solve(pattern, shared), solve(pattern, rows_of(shared, np.arange(9))), range(9))
+
+
+@pytest.mark.parametrize("kind, cone", [("exponential", Exponential), ("power", Power), ("semidefinite", Semidefinite)])
+def test_no_other_solver_helps(kind, cone):
+    pattern, program, _ = feasible(kind, True)
+    assert cone in pattern.cone.kinds
+    layer = ConicLayer(pattern, solver="INTERIOR")
+    _, info = layer(program.P, program.q, program.A, program.b, return_info=True)
+    assert info.solver == "INTERIOR" and (info.status == Status.SOLVED).all()
+    assert (np.maximum(info.primal_residual, info.dual_residual) < 1e-12).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_is_as_accurate_as_clarabel(kind, quadratic):
+    """On sixty programs of each kind: solved after polishing wherever Clarabel is, to the same objective."""
+    pattern, program, known = feasible(kind, quadratic, rows=60, n=4 if kind == "equations" else 7, seed=3)
+    found = {}
+    for name in ("INTERIOR", "CLARABEL"):
+        _, found[name] = ConicLayer(pattern, solver=name)(*vars(program).values(), return_info=True, on_failure="return")
+    ours, theirs = found["INTERIOR"], found["CLARABEL"]
+    assert (ours.status <= np.maximum(theirs.status, Status.SOLVED)).all()
+    np.testing.assert_allclose(ours.objective, theirs.objective, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["integer", "degenerate", "singular", "integer_singular", "diagonal", "redundant", "bound", "rows"])
+def test_hard_linear_and_quadratic_programs(kind):
+    rng = np.random.default_rng(len(kind))
+    for _ in range(15):
+        (pattern, program), best = optimal(rng, kind)
+        _, info = ConicLayer(pattern, solver="INTERIOR")(*vars(program).values(), return_info=True, on_failure="return")
+        assert Status(info.status[0]).ok
+        P, q, _, _ = dense(pattern, program, 0)
+        assert abs(info.objective[0] - best) < 1e-6 * (1 + abs(best))
+
+
+def unbounded_and_infeasible(cone, rng):
+    """Data with a Farkas certificate y in K*, and data with a ray."""
+    n, m = 3, cone.dim
+    y = cone.dual().project(rng.standard_normal(m)) + 0.1 * cone.dual().project(np.ones(m))
+    A = rng.standard_normal((m, n))
+    A -= np.outer(y, y @ A) / (y @ y)
+    b = rng.standard_normal(m)
+    b -= y * (1 + b @ y) / (y @ y)
+    yield Status.PRIMAL_INFEASIBLE, rng.standard_normal(n), A, b
+    d, s = rng.standard_normal(n), cone.project(rng.standard_normal(m) + 1)
+    A = rng.standard_normal((m, n))
+    A -= np.outer(A @ d + s, d) / (d @ d)
+    q = rng.standard_normal(n)
+    q -= d * (1 + q @ d) / (d @ d)
+    yield Status.DUAL_INFEASIBLE, q, A, A @ rng.standard_normal(n) + s
+
+
+@pytest.mark.parametrize("cone", [NonNegative(6), SecondOrder(3), SecondOrder(8), Semidefinite(3), Exponential(), Power(0.3)])
+def test_certificates_of_every_cone(cone):
+    rng = np.random.default_rng(4)
+    product = Product((NonNegative(2), cone))
+    pattern = Pattern.of(np.zeros((3, 3)), np.ones((product.dim, 3)), product)
+    for _ in range(10):
+        for status, q, A, b in unbounded_and_infeasible(product, rng):
+            program = ConeProgram(np.zeros((1, 0)), q[None], A[pattern.A_indices, pattern.A_columns][None], b[None])
+            assert solve(pattern, program).status[0] == status
+
+
+def test_too_large_a_matrix_is_left_to_others():
+    order = find("INTERIOR").semidefinite_order + 1
+    size = order * (order + 1) // 2
+    pattern = Pattern.of(sp.csc_matrix((size, size)), -sp.eye(size), Product((Semidefinite(order),)))
+    with pytest.raises(ValueError, match=f"'INTERIOR' cannot handle Semidefinite cones of order {order}; try 'CLARABEL', 'SCS'"):
+        get("INTERIOR", None, pattern)
+
+
+def test_iterations_end_and_options_arrive():
+    pattern, program, _ = feasible("second_order", True)
+    assert (solve(pattern, program, max_iters=3).iterations == 3).all()
+    loose, tight = solve(pattern, program, eps=1e-4), solve(pattern, program, eps=1e-9)
+    assert (loose.iterations < tight.iterations).all()
+    assert all(residual(pattern, program, tight, i) < 1e-8 for i in range(3))
