@@ -44,7 +44,10 @@ FLOORS: list[tuple[str, ...]] = [
     ("interface", "control.solved"),
     ("control.sqp",),
     ("control.mpc",),
-    ("jax", "report", "tensorflow", "torch", "control"),
+    ("report", "jax.primitive", "tensorflow.call", "torch.rule", "control"),
+    ("jax.layers", "tensorflow.layers", "torch.layers"),
+    ("jax.verbs", "tensorflow.verbs", "torch.verbs"),
+    ("jax", "tensorflow", "torch"),
     ("",),
 ]
 FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in floor}
@@ -52,10 +55,10 @@ FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in flo
 # The only files that import each of these.
 OWNERS = {
     "cvxpy": {"canonicalize"},
-    "torch": {"torch"},
-    "jax": {"jax"},
-    "keras": {"tensorflow"},
-    "tensorflow": {"tensorflow"},
+    "torch": {"torch", "torch.layers", "torch.rule", "torch.verbs"},
+    "jax": {"jax", "jax.layers", "jax.primitive", "jax.verbs"},
+    "keras": {"tensorflow.call", "tensorflow.layers"},
+    "tensorflow": {"tensorflow", "tensorflow.call", "tensorflow.layers", "tensorflow.verbs"},
     "clarabel": {"solvers.clarabel"},
     "daqp": {"solvers.daqp"},
     "diffcp": {"solvers.diffcp"},
