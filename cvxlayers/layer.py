@@ -19,13 +19,10 @@ import numpy as np
 from cvxlayers import failures, solvers
 from cvxlayers.affine import Affine
 from cvxlayers.backend import backend_of
-from cvxlayers.conic import ConicLayer, common_batch, flattened
-from cvxlayers.errors import warn
+from cvxlayers.conic import ConicLayer, flattened
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Solution
 from cvxlayers.row_map import RowMap
-
-SPELLING = {"params": "parameters", "out": "variables", "outputs": "variables"}
 
 
 @dataclass(frozen=True)
@@ -79,23 +76,6 @@ class Layer(HostMap):
         self._sizes = [spec.size for spec in self.canonical.variables]
         self._promises = [spec.domain.promises for spec in self.canonical.parameters]
 
-    def values(self, params: Sequence[Any]) -> list[np.ndarray]:
-        """The parameters as NumPy float64 or complex128 arrays; raises ValueError for a wrong count or dtype."""
-        specs = self.canonical.parameters
-        if len(params) != len(specs):
-            names = ", ".join(repr(s.name) for s in specs)
-            raise ValueError(f"got {len(params)} parameter values; wanted {len(specs)}, one for each of {names or 'no parameters'}")
-        values = []
-        for spec, param in zip(specs, params, strict=True):
-            try:
-                value = backend_of(param).host(param)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"parameter '{spec.name}': {error}") from None
-            if value.dtype.kind == "c" and not spec.complex:
-                raise ValueError(f"parameter '{spec.name}' is real and got complex values; pass its real part, or declare it complex=True")
-            values.append(value)
-        return values
-
     def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Saved]:
         """The variables' values, each (*batch, *shape), what happened, and what the backward pass needs.
 
@@ -104,7 +84,7 @@ class Layer(HostMap):
         """
         failures.check_policy(options.on_failure)
         values = self.values(params)
-        batch, batched = self._batch(values)
+        batch, batched = self.batch(values)
         rows = prod(batch)
         inputs = self._inputs(values)
         invalid, complaints = self._check(params, values, inputs, rows)
@@ -150,7 +130,7 @@ class Layer(HostMap):
     def restore(self, params: Sequence[Any], solution: Solution) -> Saved:
         """What `forward` saved, from its parameters and the Solution (*batch, ...) alone: derivatives need nothing but arrays."""
         values = self.values(params)
-        batch, batched = self._batch(values)
+        batch, batched = self.batch(values)
         inputs = self._inputs(values)
         solution = flattened(solution, batch)
         return Saved(inputs, batched, batch, solution, self._recover(solution)[1] if self._exponential.any() else None)
@@ -202,16 +182,6 @@ class Layer(HostMap):
         if saved.program is not None:
             return saved.program
         return self._affine.program(saved.inputs, saved.batched, len(saved.solution.x))[0]
-
-    def _batch(self, values: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        shapes = []
-        for position, (spec, value) in enumerate(zip(self.canonical.parameters, values, strict=True), 1):
-            lead = value.ndim - len(spec.shape)
-            if lead < 0 or value.shape[lead:] != spec.shape:
-                wanted = f"{spec.shape} or (*batch{''.join(f', {size}' for size in spec.shape)})"
-                raise ValueError(f"parameter '{spec.name}' ({position} of {len(values)}) has shape {value.shape}; wanted {wanted}")
-            shapes.append((f"parameter '{spec.name}'", value.shape[:lead]))
-        return common_batch(shapes), tuple(shape != () for _, shape in shapes)
 
     @staticmethod
     def _flatten(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -289,17 +259,3 @@ def _stack(value: Any, is_complex: bool) -> np.ndarray:
     """(rows, *shape) -> (rows, size): the C-order ravel, real part first and then the imaginary part of complex values."""
     flat = value.reshape(len(value), prod(value.shape[1:]))
     return np.concatenate([flat.real, flat.imag], axis=1) if is_complex else flat.real
-
-
-def check_spelling(unknown: Mapping[str, Any]) -> None:
-    """Raise TypeError for keyword arguments that no layer has, naming the right spelling of known wrong ones."""
-    for name in unknown:
-        hint = f"; write {SPELLING[name]}=" if name in SPELLING else ""
-        raise TypeError(f"CvxpyLayer got an unexpected keyword argument {name!r}{hint}")
-
-
-def ignore_legacy(verbose: bool, canon_backend: str | None) -> None:
-    """Warn that arguments which other layers take have no meaning here."""
-    for name, given in (("verbose", verbose), ("canon_backend", canon_backend is not None)):
-        if given:
-            warn(f"CvxpyLayer ignores {name}=: it has no meaning here", FutureWarning)

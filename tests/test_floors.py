@@ -29,7 +29,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict"),
     ("conic",),
-    ("conic_map", "layer"),
+    ("conic_map", "layer", "pairs", "rules"),
+    ("interface",),
     ("jax", "report", "tensorflow", "torch"),
     ("",),
 ]
