@@ -195,7 +195,8 @@ def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
         return Derivative(values), margin
     v = solution.y - solution.s
     size = 1 + np.max(abs(v), axis=1, initial=0.0)
-    return kkt.dual_cone.derivative(v), kkt.dual_cone.margin(v) / size
+    derivative, margin = kkt.dual_cone.linearize(v)
+    return derivative, margin / size
 
 
 def _solve(

@@ -61,7 +61,12 @@ def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usa
     rows = np.flatnonzero(usable & ~(found.worst <= POLISHED))
     if not len(rows):
         return
-    part, point = take(program, rows), take(best, rows)
+    whole = len(rows) == len(usable)
+    part, point = (program, best) if whole else (take(program, rows), take(best, rows))
+    # A solver's y and s are only nearly complementary. The step is one on y = Pi_K*(v), s = y - v: from there linear cones need no second.
+    v = point.y - point.s
+    y = kkt.dual_cone.project(v)
+    point = Solution(point.x, y, y - v, point.status, point.iterations)
     for _ in range(POLISHING):
         point = adjoint.newton(kkt, part, point)
         after = residuals(kkt.products, part, point.x, point.y, point.s, projected=True)
@@ -71,6 +76,6 @@ def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usa
         for name, array in vars(found).items():
             array[rows[better]] = getattr(after, name)[better]
         going = (after.worst > POLISHED) & (after.worst < DIVERGED)
-        rows, part, point = rows[going], take(part, going), take(point, going)
-        if not len(rows):
+        if not going.any():
             break
+        rows, part, point = rows[going], take(part, going), take(point, going)

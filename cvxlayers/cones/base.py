@@ -96,6 +96,10 @@ class Cone(ABC):
     def margin(self, v: Array) -> Array:
         """How far v (*batch, dim) is from the nearest kink of `project`: (*batch), zero on a kink, homogeneous of degree one."""
 
+    def linearize(self, v: Array) -> tuple[Derivative, Array]:
+        """``derivative(v), margin(v)``, with what they share done once."""
+        return self.derivative(v), self.margin(v)
+
     def second(self, v: Array, a: Array, b: Array) -> Array:
         """The second derivative of `project` at v along a and b, bilinear and symmetric in them; all (*batch, dim).
 

@@ -59,9 +59,15 @@ class Product(Cone):
         return _join(v, [cone.project(_part(v, cone, start, count)) for cone, start, count in self._runs])
 
     def derivative(self, v: Array) -> Derivative:
+        return self._side_by_side(v, [cone.derivative(_part(v, cone, start, count)) for cone, start, count in self._runs])
+
+    def linearize(self, v: Array) -> tuple[Derivative, Array]:
+        parts = [cone.linearize(_part(v, cone, start, count)) for cone, start, count in self._runs]
+        return self._side_by_side(v, [derivative for derivative, _ in parts]), self._nearest(v, [margin for _, margin in parts])
+
+    def _side_by_side(self, v: Array, derivatives: list[Derivative]) -> Derivative:
         values, blocks = [], []
-        for cone, start, count in self._runs:
-            derivative = cone.derivative(_part(v, cone, start, count))
+        for (_, start, count), derivative in zip(self._runs, derivatives, strict=True):
             values.append(derivative.values)
             for block in derivative.blocks:
                 vectors = block.vectors
@@ -82,10 +88,12 @@ class Product(Cone):
         return _join(v, [cone.second(*(_part(w, cone, start, count) for w in (v, a, b))) for cone, start, count in self._runs])
 
     def margin(self, v: Array) -> Array:
+        return self._nearest(v, [cone.margin(_part(v, cone, start, count)) for cone, start, count in self._runs])
+
+    def _nearest(self, v: Array, parts: list[Array]) -> Array:
         xp = array_namespace(v)
         margins = Zero(0).margin(v)
-        for cone, start, count in self._runs:
-            margin = cone.margin(_part(v, cone, start, count))
+        for (_, _, count), margin in zip(self._runs, parts, strict=True):
             margins = xp.minimum(margins, margin if count == 1 else xp.min(margin, axis=-1))
         return margins
 

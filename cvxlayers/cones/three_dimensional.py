@@ -51,10 +51,14 @@ class ThreeDimensional(Cone):
         return xp.where(inside[..., None], v, xp.where(polar[..., None], 0.0, p))
 
     def derivative(self, v: Array) -> Derivative:
+        return self.linearize(v)[0]
+
+    def linearize(self, v: Array) -> tuple[Derivative, Array]:
         xp = array_namespace(v)
-        _, (x, y, z) = _scaled(xp, v)
+        scale, (x, y, z) = _scaled(xp, v)
         split = self._split(xp, x, y, z)
-        inside, polar = self._slack(xp, x, y, z) >= 0, self._polar_slack(xp, x, y, z) >= 0
+        slack, polar_slack = self._slack(xp, x, y, z), self._polar_slack(xp, x, y, z)
+        inside, polar = slack >= 0, polar_slack >= 0
         flat = inside | polar
         axes = xp.eye(3, dtype=v.dtype, device=device(v))
         a, c = _unit(xp, split.ray), _unit(xp, split.normal)
@@ -63,19 +67,16 @@ class ThreeDimensional(Cone):
         vectors = xp.where(flat[..., None, None], axes, vectors)
         values = xp.stack([xp.ones_like(x), split.value, xp.zeros_like(x)], axis=-1)
         values = xp.where(inside[..., None], 1.0, xp.where(polar[..., None], 0.0, values))
-        return Derivative(values, (Block(0, 1, 3, vectors[..., None, :, :]),))
+        p, q = split.length * _norm(xp, split.ray), split.height * _norm(xp, split.normal)
+        distance = xp.where(inside, slack, xp.where(polar, polar_slack, xp.minimum(p, q)))
+        margin = scale * xp.minimum(distance, self._crease(xp, x, y, z))
+        return Derivative(values, (Block(0, 1, 3, vectors[..., None, :, :]),)), margin
 
     def dual(self) -> Dual:
         return Dual(self)
 
     def margin(self, v: Array) -> Array:
-        xp = array_namespace(v)
-        scale, (x, y, z) = _scaled(xp, v)
-        split = self._split(xp, x, y, z)
-        p, q = split.length * _norm(xp, split.ray), split.height * _norm(xp, split.normal)
-        slack, polar = self._slack(xp, x, y, z), self._polar_slack(xp, x, y, z)
-        distance = xp.where(slack >= 0, slack, xp.where(polar >= 0, polar, xp.minimum(p, q)))
-        return scale * xp.minimum(distance, self._crease(xp, x, y, z))
+        return self.linearize(v)[1]
 
     @abstractmethod
     def _split(self, xp, x: Array, y: Array, z: Array) -> Split:
@@ -114,8 +115,11 @@ class Dual(Cone):
         return v + self.cone.project(-v)
 
     def derivative(self, v: Array) -> Derivative:
-        derivative = self.cone.derivative(-v)
-        return Derivative(1 - derivative.values, derivative.blocks)
+        return self.linearize(v)[0]
+
+    def linearize(self, v: Array) -> tuple[Derivative, Array]:
+        derivative, margin = self.cone.linearize(-v)
+        return Derivative(1 - derivative.values, derivative.blocks), margin
 
     def dual(self) -> Cone:
         return self.cone
