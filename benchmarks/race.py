@@ -57,7 +57,8 @@ class Race:
         sized = workload.tiny() if self.tiny else workload
         data = sized.data()
         path = self.folder / "data.npz"
-        np.savez(path, **data, **cone_entries(sized, data))
+        saved: dict[str, Any] = {**data, **cone_entries(sized, data)}
+        np.savez(path, **saved)
         entries = {c.name: entry(c) for c in self.contestants if c.takes(workload.key, workload.kind)}
         for c in self.contestants:
             if c.takes(workload.key, workload.kind):

@@ -74,7 +74,8 @@ class Worker:
         """Save the answer as ``x`` and the gradients by their names with a ``d`` before."""
         assert self.case is not None
         x, gradients = self.case.both() if self.case.both else (self.case.forward(), {})
-        np.savez(path, x=array(x), **{f"d{name}": array(g) for name, g in gradients.items()})
+        found: dict[str, Any] = {"x": array(x), **{f"d{name}": array(g) for name, g in gradients.items()}}
+        np.savez(path, **found)
         return {}
 
 

@@ -32,7 +32,8 @@ def load(workload: Workload, data: dict[str, np.ndarray], **settings: Any) -> Ca
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        solver: Any = Solver(
+        make: Any = Solver
+        solver = make(
             form.n,
             form.m,
             *_offsets(P_rows, P_columns, form.n),

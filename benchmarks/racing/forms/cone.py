@@ -120,7 +120,8 @@ def box(n: int, m: int) -> ConeForm:
 def factor(n: int, k: int) -> ConeForm:
     """Variables (x, y), y = F'x; the k rows of y, the budget, x >= 0."""
     i, j = np.arange(n), np.arange(k)
-    A = _join(_grid(i, j)[::-1], (j, n + j), (np.full(n, k), i), (k + 1 + i, i))
+    loadings = _grid(i, j)
+    A = _join((loadings[1], loadings[0]), (j, n + j), (np.full(n, k), i), (k + 1 + i, i))
 
     def values(given: dict[str, Tensor], triangle: Triangle = upper_triangle) -> Values:
         d, F, mu = given["d"], given["F"], given["mu"]

@@ -28,8 +28,8 @@ def optnet(held: Held, n: int, inequalities: int, equalities: int, root: bool = 
     A, b = cp.Parameter((equalities, n)), cp.Parameter(equalities)
     Q = cp.Parameter((n, n)) if root else cp.Parameter((n, n), PSD=True)
     curved = cp.sum_squares(Q @ z) if root else cp.quad_form(z, Q)
-    problem = cp.Problem(cp.Minimize(0.5 * curved + p @ z), [G @ z <= h, A @ z == b])
-    return problem, {"R" if root else "Q": Q, "p": p, "G": G, "h": h, "A": A, "b": b}, z
+    constraints: list[Any] = [G @ z <= h, A @ z == b]
+    return cp.Problem(cp.Minimize(0.5 * curved + p @ z), constraints), {"R" if root else "Q": Q, "p": p, "G": G, "h": h, "A": A, "b": b}, z
 
 
 def simplex(held: Held, n: int) -> Stated:

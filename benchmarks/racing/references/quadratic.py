@@ -40,7 +40,7 @@ def answer(workload: Workload, data: dict[str, np.ndarray]) -> tuple[np.ndarray,
 def _row(workload: Workload, form: ConeForm, row: Row, g: np.ndarray) -> tuple[np.ndarray, ...]:
     """x and what g pulls back to: P, q, A, b."""
     active = (np.arange(form.m) < form.zero) | (row.y > row.s)
-    A, n = row.A[active], form.n
+    A, n = sp.csr_matrix(row.A)[active], form.n
     K = sp.csc_matrix(sp.bmat([[row.P, A.T], [A, None]]) if A.shape[0] else row.P)
     solve = _refined(K, n)
     xy = solve(np.concatenate([-row.q, row.b[active]]))
