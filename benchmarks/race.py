@@ -4,7 +4,8 @@ Every contestant runs in a process of its own, every peer in an environment of i
 sample of each contestant in turns, so that whatever else the machine does falls on all. A figure counts only with its error: of x below
 1e-4, of the gradient below 1e-3, against `racing.references`.
 
-    python benchmarks/race.py [--repeats 7] [--only W1 W6] [--solvers MOREAU]      # all, or some workloads; more of our solvers
+    python benchmarks/race.py [--repeats 7] [--solvers MOREAU]                     # all workloads; more of our solvers
+    python benchmarks/race.py --only W1 W6 [--keep]                                # some; kept among the saved results, or shown only
     python benchmarks/race.py --quick                                              # small, without peers, writes nothing
     python benchmarks/race.py --report                                             # tables and plot again from the saved JSON
 
@@ -19,12 +20,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from racing import report
 from racing.process import Lost, Process, python_of
 from racing.references import Judge
@@ -78,7 +80,14 @@ class Race:
         if not self.tiny:
             self.close()  # a fresh process for the next workload: some keep gigabytes
         bar.update()
-        told = {"key": workload.key, "kind": workload.kind, "title": workload.title, "batch": sized.batch}
+        told = {
+            "when": time.strftime("%d %b %Y"),
+            "repeats": self.repeats,
+            "key": workload.key,
+            "kind": workload.kind,
+            "title": workload.title,
+            "batch": sized.batch,
+        }
         return {**told, "goal": workload.goal, "goals": dict(workload.goals), "contestants": list(entries.values())}
 
     def sample(self, c: Contestant, mine: dict[str, Any], mode: str, calls: int) -> None:
@@ -152,18 +161,29 @@ def cone_entries(workload: Workload, data: dict[str, np.ndarray]) -> dict[str, n
 
 
 def run(
-    workloads: Sequence[Workload], contestants: Sequence[Contestant], repeats: int, budget: float = 15.0, tiny: bool = False
+    workloads: Sequence[Workload],
+    contestants: Sequence[Contestant],
+    repeats: int,
+    budget: float = 15.0,
+    tiny: bool = False,
+    after: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The whole race as one JSON object."""
+    """The whole race as one JSON object; ``after`` each workload gets it as far as it has come."""
+    torch.set_num_threads(1)  # references only: a second thread waits for the contestants' environments more than it helps
+    told = {"cores": os.cpu_count(), "python": sys.version.split()[0]}
+    results: dict[str, Any] = {"setting": told, "workloads": []}
     with tempfile.TemporaryDirectory() as folder:
         race = Race(contestants, repeats, budget, tiny, Path(folder))
         try:
             with tqdm(total=len(workloads) * (repeats + 1), unit="round") as bar:
-                results = [race.workload(workload, bar) for workload in workloads]
+                for workload in workloads:
+                    results["workloads"].append(race.workload(workload, bar))
+                    results["setting"]["versions"] = race.versions
+                    if after:
+                        after(results)
         finally:
             race.close()
-    told = {"when": time.strftime("%d %b %Y"), "cores": os.cpu_count(), "python": sys.version.split()[0], "repeats": repeats}
-    return {"setting": {**told, "versions": race.versions}, "workloads": results}
+    return results
 
 
 def write(results: dict[str, Any]) -> None:
@@ -178,12 +198,20 @@ def write(results: dict[str, Any]) -> None:
     readme.write_text(f"{before}{BEGIN}\n{report.summary(results)}\n{END}{after}")
 
 
+def merged(saved: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """The saved race with the workloads of another in their places."""
+    by_key = {r["key"]: r for r in (*saved["workloads"], *results["workloads"])}
+    versions = {**saved["setting"]["versions"], **results["setting"]["versions"]}
+    return {"setting": {**results["setting"], "versions": versions}, "workloads": [by_key[w.key] for w in WORKLOADS if w.key in by_key]}
+
+
 def main() -> None:
     """Run the race, save it, show it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="samples of each contestant per workload, at most")
     parser.add_argument("--budget", type=float, default=15.0, help="seconds of samples of one contestant on one workload; two at least")
-    parser.add_argument("--only", nargs="*", choices=[w.key for w in WORKLOADS], help="race these workloads only, and write no result")
+    parser.add_argument("--only", nargs="*", choices=[w.key for w in WORKLOADS], help="race these workloads only")
+    parser.add_argument("--keep", action="store_true", help="with --only: put them in place of the saved ones")
     parser.add_argument("--solvers", nargs="*", default=[], help="also our layers with these solvers")
     parser.add_argument("--quick", action="store_true", help="small problems, without peers, and write no result")
     parser.add_argument("--report", action="store_true", help="write tables and plot again from the saved race")
@@ -193,9 +221,13 @@ def main() -> None:
         return
     chosen = [w for w in WORKLOADS if not arguments.only or w.key in arguments.only]
     contestants = (*OURS, *named_solvers(arguments.solvers), *(() if arguments.quick else PEERS))
-    results = run(chosen, contestants, 2 if arguments.quick else arguments.repeats, arguments.budget, arguments.quick)
-    if not (arguments.only or arguments.quick):
-        write(results)
+    saved = json.loads((RESULTS / "race.json").read_text()) if arguments.keep else {"setting": {"versions": {}}, "workloads": []}
+
+    def after(results: dict[str, Any]) -> None:
+        if not (arguments.quick or arguments.only and not arguments.keep):
+            write(merged(saved, results))
+
+    results = run(chosen, contestants, 2 if arguments.quick else arguments.repeats, arguments.budget, arguments.quick, after)
     print(report.summary(results), report.details(results), sep="\n\n")
 
 

@@ -33,7 +33,7 @@ def results() -> dict[str, Any]:
     """A quick race of ours, of a peer that lives in our environment, and of one that cannot be imported."""
     missing = Contestant("nobody", "our_control", ("simplex",), options={"nothing": 1}, peer="nobody")
     published = tuple(c for c in PEERS if c.module == "bisection")
-    chosen = [w for w in WORKLOADS if w.key in ("W1", "W2c", "W4", "W6", "W7")]
+    chosen = [w for w in WORKLOADS if w.key in ("W2c", "W4", "W6", "W7")]
     return race.run(chosen, (*OURS, *published, missing), repeats=2, tiny=True)
 
 
@@ -171,6 +171,14 @@ def test_the_strongest_correct_peer_and_its_ratio() -> None:
         ("the strongest correct peer", 4, "slow"),
         ("wrong", 2.0, "wrong"),
     ]
+
+
+def test_workloads_run_again_take_their_places() -> None:
+    saved = {"setting": {"versions": {"moreau": {"moreau": "0"}}}, "workloads": [{"key": "W1", "at": 1}, {"key": "W3", "at": 1}]}
+    again = {"setting": {"cores": 2, "versions": {"ours": {}}}, "workloads": [{"key": "W3", "at": 2}, {"key": "W2", "at": 2}]}
+    both = race.merged(saved, again)
+    assert [(w["key"], w["at"]) for w in both["workloads"]] == [("W1", 1), ("W2", 2), ("W3", 2)]
+    assert both["setting"] == {"cores": 2, "versions": {"moreau": {"moreau": "0"}, "ours": {}}}
 
 
 def test_workloads_are_the_same_every_time() -> None:

@@ -27,7 +27,8 @@ def summary(results: dict[str, Any]) -> str:
 
 def details(results: dict[str, Any]) -> str:
     """A table of all contestants for each workload."""
-    return "\n\n".join(f"### {r['key']}: {r['title']}, batch {r['batch']}\n\n{_table(r)}" for r in results["workloads"])
+    heads = (f"### {r['key']}: {r['title']}, batch {r['batch']}\n\n{r['when']}, {r['repeats']} repeats." for r in results["workloads"])
+    return "\n\n".join(f"{head}\n\n{_table(r)}" for head, r in zip(heads, results["workloads"], strict=True))
 
 
 def setting(told: dict[str, Any]) -> str:
@@ -36,7 +37,7 @@ def setting(told: dict[str, Any]) -> str:
         f"{name}: {', '.join(f'{package} {version}' for package, version in versions.items())}"
         for name, versions in told["versions"].items()
     )
-    return f"{told['when']}, {told['cores']} cores, Python {told['python']}, {told['repeats']} repeats. {packages}."
+    return f"{told['cores']} cores, Python {told['python']}. {packages}."
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ def optnet(held: Held, n: int, inequalities: int, equalities: int, root: bool = 
 
 def simplex(held: Held, n: int) -> Stated:
     x, p = cp.Variable(n), cp.Parameter(n)
-    return cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, held(x) >= 0]), {"p": p}, x
+    constraints: list[Any] = [cp.sum(x) == 1, held(x) >= 0]
+    return cp.Problem(cp.Minimize(cp.sum_squares(x - p)), constraints), {"p": p}, x
 
 
 def box(held: Held, n: int, m: int) -> Stated:

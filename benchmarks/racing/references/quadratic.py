@@ -56,7 +56,7 @@ def _row(workload: Workload, form: ConeForm, row: Row, g: np.ndarray) -> tuple[n
     return x, dP, -u, -(y[i] * u[j] + w[i] * x[j]), w
 
 
-def _refined(K: sp.csc_matrix, n: int) -> Any:
+def _refined(K: Any, n: int) -> Any:
     """Solve with K by a factorization of K shifted to be regular whatever the active set; the shift is refined away."""
     shift = np.where(np.arange(K.shape[0]) < n, SHIFT, -SHIFT)
     factor = splu(sp.csc_matrix(K + sp.diags(shift)))
