@@ -37,7 +37,7 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 BEGIN, END = "<!-- race begin -->", "<!-- race end -->"
-LIMIT = 180.0
+LIMIT = 120.0
 """Seconds that loading (compiling and two warm calls included) or one sample may take."""
 PACKAGES = ("cvxlayers", "torch", "cvxpy", "numpy", "scipy", "clarabel", "scs", "daqp", "moreau", "numba", "qdldl")
 

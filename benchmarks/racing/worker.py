@@ -49,7 +49,7 @@ class Worker:
         for call in calls:
             call()
         seconds = time.perf_counter() - began
-        if seconds < 20:  # once more, warm
+        if seconds < 8:  # once more, warm
             began = time.perf_counter()
             for call in calls:
                 call()
