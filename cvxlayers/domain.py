@@ -28,6 +28,12 @@ class Domain:
     definite: int = 0
     imaginary: bool = False
 
+    @property
+    def promises(self) -> bool:
+        """Whether anything is promised beyond numbers."""
+        bounded = self.lower is not None or self.upper is not None
+        return bounded or self.support is not None or self.symmetric or self.definite != 0 or self.imaginary
+
     def violations(self, value: np.ndarray, resolution: float) -> Iterator[tuple[Any, str, str]]:
         """For value (rows, *shape): yields (rows,) masks of broken promises, each with what was got in its first row and what was wanted.
 

@@ -21,7 +21,7 @@ from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cvxlayers.backend import Backend, register
+from cvxlayers.backend import Backend, Verbs, register
 from cvxlayers.conic import common_batch
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.errors import Status
@@ -444,6 +444,38 @@ for _primitive, _function, _shapes, _jvp, _batched in (
     mlir.register_lowering(_primitive, partial(_lowered, partial(_solve, compiled=True) if _primitive is _solve_p else _derive))
 ad.primitive_transposes[_derive_p] = _derive_transpose
 
+# The verbs of this framework.
+
+
+def _constant(f: Any, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
+    """`jax.closure_convert` also makes what f reaches by closure a constant: a while loop inside could not be differentiated."""
+    pure, reached = jax.closure_convert(f, *arrays)
+    return tuple(map(jax.lax.stop_gradient, pure(*map(jax.lax.stop_gradient, arrays), *map(jax.lax.stop_gradient, reached))))
+
+
+def _called(core: HostMap, *params: Any, **options: Any) -> Any:
+    mapped = _Mapped()
+    mapped.core = core
+    return mapped(*params, **options)
+
+
+VERBS = Verbs(
+    xp=jnp,
+    asarray=lambda value, like: jnp.asarray(value, dtype=like.dtype),
+    stop=jax.lax.stop_gradient,
+    vjp=jax.vjp,
+    loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
+    scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
+    constant=_constant,
+    sigmoid=jax.nn.sigmoid,
+    normal=lambda seed, shape, like: jax.random.normal(jax.random.key(seed) if isinstance(seed, int) else seed, tuple(shape), like.dtype),
+    call=_called,
+)
 register(
-    Backend("jax", lambda x: np.asarray(x, np.complex128 if jnp.iscomplexobj(x) else np.float64), lambda x: float(jnp.finfo(x.dtype).eps))
+    Backend(
+        "jax",
+        lambda x: np.asarray(x, np.complex128 if jnp.iscomplexobj(x) else np.float64),
+        lambda x: float(jnp.finfo(x.dtype).eps),
+        VERBS,
+    )
 )

@@ -9,6 +9,7 @@ graph inside tf.function; what the derivatives need besides the parameters, x, y
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
-from cvxlayers.backend import Backend, backend_of, register
+from cvxlayers.backend import Backend, Verbs, backend_of, register, unrolled_loop, unrolled_scan
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.host import HostMap, Options
 from cvxlayers.layer import Layer, check_spelling, ignore_legacy
@@ -325,4 +326,72 @@ def _resolution(x: Any) -> float:
     return 2.0**-7 if dtype == tf.bfloat16 else float(np.finfo(known).eps)
 
 
-register(Backend("tensorflow", _host_array, _resolution))
+def _tensor(value: Any, like: Any) -> Any:
+    return tf.convert_to_tensor(value, dtype_hint=getattr(like, "dtype", None))
+
+
+# The verbs of this framework. TensorFlow has no namespace of the array-API standard; this one has the names that are used here.
+XP = SimpleNamespace(
+    **{
+        name: getattr(tf, name)
+        for name in ("abs", "add", "argsort", "broadcast_to", "concat", "cos", "exp", "expand_dims", "eye", "matmul")
+    },
+    **{name: getattr(tf, name) for name in ("maximum", "minimum", "ones_like", "reshape", "sign", "sin", "sqrt", "square", "squeeze")},
+    **{name: getattr(tf, name) for name in ("stack", "tan", "tanh", "zeros_like")},
+    **{name: getattr(tf, "reduce_" + name) for name in ("all", "any", "max", "mean", "min", "prod", "sum")},
+    **{name: getattr(tf.math, name) for name in ("atan2", "log")},
+    isfinite=tf.math.is_finite,
+    isnan=tf.math.is_nan,
+    astype=tf.cast,
+    cumulative_sum=lambda x, axis=-1: tf.cumsum(x, axis),
+    where=lambda condition, x, y: tf.where(condition, _tensor(x, y), _tensor(y, x)),
+    linalg=SimpleNamespace(solve=tf.linalg.solve, cholesky=tf.linalg.cholesky),
+    matrix_transpose=tf.linalg.matrix_transpose,
+    moveaxis=tensorflow.experimental.numpy.moveaxis,
+    sort=lambda x, axis=-1, descending=False: tf.sort(x, axis, "DESCENDING" if descending else "ASCENDING"),
+    take_along_axis=lambda x, indices, axis=-1: tensorflow.experimental.numpy.take_along_axis(x, indices, axis),
+)
+
+
+def _vjp(f: Callable, x: Any) -> tuple[Any, Callable]:
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = f(x)
+    return y, lambda g: (tape.gradient(y, x, output_gradients=g, unconnected_gradients="zero"),)
+
+
+def _loop(going: Callable, body: Callable, state: tuple) -> tuple:
+    return unrolled_loop(going, body, state) if tf.executing_eagerly() else tuple(tf.while_loop(going, body, tuple(state)))
+
+
+def _constant(f: Callable, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
+    with record.stop_recording():
+        found = f(*map(tf.stop_gradient, arrays))
+    return tuple(map(tf.stop_gradient, found))
+
+
+def _normal(seed: Any, shape: Sequence[int], like: Any) -> Any:
+    if isinstance(seed, tf.random.Generator):
+        return seed.normal(shape, dtype=like.dtype)
+    return tf.random.stateless_normal(shape, seed=(int(seed), 0), dtype=like.dtype)
+
+
+def _called(core: HostMap, *params: Any, return_info: bool = False, **options: Any) -> Any:
+    call = _Call(core, params, Options(**options))
+    outputs = tuple(call.solve())
+    return (outputs, call.info) if return_info else outputs
+
+
+VERBS = Verbs(
+    xp=XP,
+    asarray=lambda value, like: tf.cast(_tensor(value, like), like.dtype),
+    stop=tf.stop_gradient,
+    vjp=_vjp,
+    loop=_loop,
+    scan=unrolled_scan(tf.stack),
+    constant=_constant,
+    sigmoid=tf.math.sigmoid,
+    normal=_normal,
+    call=_called,
+)
+register(Backend("tensorflow", _host_array, _resolution, VERBS))

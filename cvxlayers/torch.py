@@ -19,12 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import array_api_compat.torch as torch_namespace
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cvxlayers.backend import NUMPY, Backend, register
+from cvxlayers.backend import NUMPY, Backend, Verbs, register, unrolled_loop, unrolled_scan
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.host import Options
 from cvxlayers.layer import Layer, check_spelling, ignore_legacy
@@ -384,4 +385,52 @@ def _resolution(x: Tensor) -> float:
     return torch.finfo(x.dtype if x.is_floating_point() or x.is_complex() else torch.float64).eps
 
 
-register(Backend("torch", _host, _resolution))
+# The verbs of this framework.
+
+
+class _Constant(torch.autograd.Function):
+    """Outputs of any function as constants: no transform looks inside, mapped axes become leading ones."""
+
+    @staticmethod
+    def forward(f: Any, ranks: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
+        return tuple(f(*arrays))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Any) -> Any:
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> Any:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, f: Any, ranks: Any, *arrays: Tensor) -> Any:
+        pairs = list(zip(arrays, in_dims[2:], ranks, strict=True))
+        lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
+        lifted = [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
+        found = _Constant.apply(f, ranks, *lifted)
+        return found, (0,) * len(found)
+
+
+def _normal(seed: Any, shape: Sequence[int], like: Tensor) -> Tensor:
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator(like.device).manual_seed(int(seed))
+    return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+
+VERBS = Verbs(
+    xp=torch_namespace,
+    asarray=lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
+    stop=torch.Tensor.detach,
+    vjp=torch.func.vjp,
+    loop=unrolled_loop,
+    scan=unrolled_scan(torch.stack),
+    constant=_Constant.apply,
+    sigmoid=torch.sigmoid,
+    normal=_normal,
+    call=lambda core, *params, return_info=False, **options: _eager(core, params, Options(**options), return_info),
+)
+register(Backend("torch", _host, _resolution, VERBS))

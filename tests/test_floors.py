@@ -15,10 +15,12 @@ ROOT = Path(cvxlayers.__file__).parent
 
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
-    ("cones.base", "domain", "errors", "backend", "refusals", "least_squares"),
-    ("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("cones.exponential", "cones.power"),
-    ("cones.product",),
+    ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
+    ("kernels.ldl", "compiled"),
+    ("topk", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("kernels.rows", "kernels.passes", "cones.exponential", "cones.power"),
+    ("kernels.systems", "cones.product", "row_map"),
+    ("kernels.dense",),
     ("cones",),
     ("program",),
     ("products", "canonical", "solvers.base", "solvers.layout"),
@@ -45,12 +47,15 @@ OWNERS = {
     "ecos": {"solvers.ecos"},
     "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
-    "qdldl": {"kkt", "least_squares"},
+    "qdldl": {"kernels.ldl", "kkt", "least_squares"},
+    "numba": {"kernels.lanes", "kernels.passes"},
+    "llvmlite": {"kernels.lanes"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 
-# Modules loaded by name: the backend of a framework that is already imported (the one reference upward), and the file of a solver.
-BY_NAME = {"backend", "solvers"}
+# Modules loaded by name: the backend of a framework that is already imported (the one reference upward), compiled kernels, the file of a
+# solver.
+BY_NAME = {"backend", "compiled", "solvers"}
 
 
 def name_of(path: Path) -> str:
@@ -116,7 +121,7 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "moreau_cpu", "scipy.sparse")
+HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "moreau_cpu", "numba", "scipy.sparse")
 
 
 @pytest.mark.parametrize(
