@@ -221,7 +221,9 @@ def main() -> None:
         return
     chosen = [w for w in WORKLOADS if not arguments.only or w.key in arguments.only]
     contestants = (*OURS, *named_solvers(arguments.solvers), *(() if arguments.quick else PEERS))
-    saved = json.loads((RESULTS / "race.json").read_text()) if arguments.keep else {"setting": {"versions": {}}, "workloads": []}
+    saved: dict[str, Any] = {"setting": {"versions": {}}, "workloads": []}
+    if arguments.keep and (RESULTS / "race.json").exists():
+        saved = json.loads((RESULTS / "race.json").read_text())
 
     def after(results: dict[str, Any]) -> None:
         if not (arguments.quick or arguments.only and not arguments.keep):
