@@ -118,34 +118,40 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [r for r in results["workloads"] if any(ours(r, mode) and peer(r, mode) for mode in MODES)]
-    figure, axes = plt.subplots(figsize=(11, 0.62 * max(len(rows), 2) + 1.4), layout="constrained")
-    edge = 1.0
+    figure, axes = plt.subplots(figsize=(12, 0.6 * len(rows) + 2), layout="constrained")
+    ends, notes = [1.0], []
     for place, result in zip(range(len(rows) - 1, -1, -1), rows, strict=True):
         for mode, color, at, height in (("forward", OTHER, place + 0.24, 0.2), ("both", BAR, place - 0.08, 0.4)):
             mine, theirs = ours(result, mode), peer(result, mode)
             if not (mine and theirs):
                 continue
             low, middle, high = ratio(theirs, mine, mode) or (np.nan,) * 3
-            edge = max(edge, high)
+            ends += [low, high]
             axes.barh(at, middle - 1, height, left=1, color=color, xerr=[[middle - low], [high - middle]], error_kw={"lw": 1, "capsize": 2})
             if mode == "both" or result["kind"] == "build":
                 times = [_number(quartiles(wall(e, mode))[1]) for e in (mine, theirs)]
-                text = f"{middle:.1f}x   {times[0]} against {times[1]} ms, {theirs['name']}"
-                axes.text(max(high, 1) * 1.08, at, text, va="center", fontsize=8)
+                notes.append((place, f"{middle:.1f}x: {times[0]} against {times[1]} ms, {theirs['name']}"))
         for _, wanted, _ in goals(result):
-            edge = max(edge, wanted)
+            ends.append(wanted)
             axes.plot([wanted] * 2, [place - 0.32, place + 0.16], color=GOAL, lw=2)
-    axes.barh([], [], color=BAR, label="forward + backward")
-    axes.barh([], [], color=OTHER, label="forward")
-    axes.plot([], [], color=GOAL, lw=2, label="goal (over the peer it names)")
+    for place, text in notes:
+        axes.text(1.01, place - 0.08, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(1, color="#444444", lw=1)
     axes.set_xscale("log")
-    axes.set_xlim(right=edge * 25)
+    axes.set_xlim(min(ends) / 1.3, max(ends) * 1.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(rows) - 1, -1, -1), [f"{r['key']}: {r['title']}\nbatch {r['batch']}" for r in rows], fontsize=8)
-    axes.set_xlabel("times faster than the strongest correct peer, wall time (median and quartiles of neighbouring samples)")
+    axes.set_xlabel("times faster than the strongest correct peer, wall time (median and quartiles of neighbouring samples)", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right", fontsize=8)
+    key = [Patch(color=BAR, label="forward + backward"), Patch(color=OTHER, label="forward")]
+    key.append(Line2D([], [], color=GOAL, lw=2, label="goal, forward + backward, over the peer it names"))
+    figure.legend(handles=key, frameon=False, loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
