@@ -143,7 +143,13 @@ class Race:
 
 def entry(c: Contestant) -> dict[str, Any]:
     """What is known of a contestant before it runs."""
-    return {"name": c.name, "ours": c.ours, "peer": c.peer, "bare": c.module == "raw", "default": "solver" not in c.options}
+    return {
+        "name": c.name,
+        "ours": c.ours,
+        "peer": c.peer,
+        "bare": c.module == "raw" or c.peer == "cvxpy",
+        "default": "solver" not in c.options,
+    }
 
 
 def cone_entries(workload: Workload, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -169,7 +175,8 @@ def run(
     after: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """The whole race as one JSON object; ``after`` each workload gets it as far as it has come."""
-    torch.set_num_threads(1)  # references only: a second thread waits for the contestants' environments more than it helps
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for the references: on a busy machine a second thread waits more than it helps
     told = {"cores": os.cpu_count(), "python": sys.version.split()[0]}
     results: dict[str, Any] = {"setting": told, "workloads": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -183,6 +190,7 @@ def run(
                         after(results)
         finally:
             race.close()
+            torch.set_num_threads(threads)
     return results
 
 

@@ -32,9 +32,9 @@ JUDGED = [key for key, w in TINY.items() if w.kind in references.CONVEX]
 def results() -> dict[str, Any]:
     """A quick race of ours, of a peer that lives in our environment, and of one that cannot be imported."""
     missing = Contestant("nobody", "our_control", ("simplex",), options={"nothing": 1}, peer="nobody")
-    published = tuple(c for c in PEERS if c.module == "bisection")
-    chosen = [w for w in WORKLOADS if w.key in ("W2c", "W4", "W6", "W7")]
-    return race.run(chosen, (*OURS, *published, missing), repeats=2, tiny=True)
+    published = next(c for c in PEERS if c.module == "bisection")
+    chosen = [w for w in WORKLOADS if w.key in ("W2c", "W6", "W7")]
+    return race.run(chosen, (*OURS, published, missing), repeats=2, tiny=True)
 
 
 def test_a_quick_race_is_right(results: dict[str, Any]) -> None:
@@ -183,6 +183,8 @@ def test_workloads_run_again_take_their_places() -> None:
 
 def test_workloads_are_the_same_every_time() -> None:
     for workload in TINY.values():
-        for name, value in workload.data().items():
-            np.testing.assert_array_equal(value, workload.data()[name])
-    assert len(TINY) == len(WORKLOADS) and replace(WORKLOADS[0], seed=1).data()["p"][0, 0] != WORKLOADS[0].data()["p"][0, 0]
+        one, two = workload.data(), workload.data()
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, two[name])
+    other = replace(TINY["W1"], seed=1)
+    assert len(TINY) == len(WORKLOADS) and other.data()["p"][0, 0] != TINY["W1"].data()["p"][0, 0]

@@ -44,7 +44,7 @@ PLANT = {"n_state": 12, "n_ctrl": 4}
 
 WORKLOADS = (
     Workload("W1", "optnet", "dense QP, n = 100, 100 inequalities, 50 equalities", 128, OPTNET, OPTNET_SMALL, goal=4),
-    Workload("W1b", "optnet", "the same, one problem", 1, OPTNET, OPTNET_SMALL, goal=2, calls=5),
+    Workload("W1b", "optnet", "dense QP of the same sizes, one problem", 1, OPTNET, OPTNET_SMALL, goal=2, calls=5),
     Workload("W2", "simplex", "projection on the simplex, n = 20", 512, {"n": 20}, {"n": 5}, goal=5),
     Workload("W2b", "box", "box-constrained least squares, 30 x 20", 512, {"n": 20, "m": 30}, {"n": 4, "m": 6}, goal=5),
     Workload("W2c", "simplex", "projection on the simplex, one problem", 1, {"n": 20}, {"n": 5}, goal=4, calls=50),
