@@ -82,6 +82,7 @@ class Race:
         bar.update()
         told = {
             "when": time.strftime("%d %b %Y"),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
             "repeats": self.repeats,
             "key": workload.key,
             "kind": workload.kind,

@@ -58,15 +58,20 @@ class Backend:
     verbs: Verbs
 
 
+REGISTERED = 2  # NumPy's mark of a dtype from elsewhere, such as the bfloat16 of JAX and TensorFlow
+
+
 def _numpy_host(x: Any) -> np.ndarray:
     array = np.asarray(x)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind not in "biufc" and array.dtype.isbuiltin != REGISTERED:
         raise ValueError(f"got an array of dtype {array.dtype}; wanted real or complex numbers")
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64, copy=False)
 
 
 def _numpy_resolution(x: Any) -> float:
     array = np.asarray(x)
+    if array.dtype.isbuiltin == REGISTERED:
+        return float(np.spacing(np.ones((), array.dtype)))
     return float(np.finfo(array.dtype).eps) if array.dtype.kind in "fc" else float(np.finfo(np.float64).eps)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from cvxlayers import adjoint, failures, solvers
 from cvxlayers.adjoint import Certificate
 from cvxlayers.errors import Status, warn
+from cvxlayers.host import check_start, common_batch
 from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
@@ -165,6 +166,7 @@ class ConicLayer:
 
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
         """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
+        program, solution, directions = _in_double(program), _in_double(solution), tuple(map(_in_double, directions))
         good = solution.status <= OK
         whole = good.all()
         program, missing, _ = self._settle_data(program, None)
@@ -213,13 +215,7 @@ class ConicLayer:
     def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray | None) -> Solution | None:
         if info is None:
             return None
-        if not isinstance(info, Info):
-            raise ValueError(f"warm_start is a {type(info).__name__}; wanted the info of an earlier call (return_info=True)")
-        if info.status.shape != batch or info.solution.x.shape[-1] != self.pattern.n or info.solution.y.shape[-1] != self.pattern.m:
-            raise ValueError(
-                f"warm_start has batch shape {info.status.shape} and sizes {info.solution.x.shape[-1]}, {info.solution.y.shape[-1]}; "
-                f"wanted {batch} and {self.pattern.n}, {self.pattern.m}, as in the call that made it"
-            )
+        check_start(info, batch, self.pattern)
         if not solver.warm_start:
             return None
         cold = ~(info.status.reshape(-1, 1) <= OK)
@@ -250,16 +246,11 @@ class ConicLayer:
         return ConeProgram(*flat), batch
 
 
-def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
-    """The one batch shape that is not (); raises ValueError naming two that differ."""
-    found = [(name, shape) for name, shape in shapes if shape != ()]
-    for name, shape in found:
-        if shape != found[0][1]:
-            raise ValueError(
-                f"{found[0][0]} has batch shape {found[0][1]} and {name} has batch shape {shape}; wanted equal batch shapes, or none for "
-                "what all rows share"
-            )
-    return found[0][1] if found else ()
+def _in_double(record: Any) -> Any:
+    """The record with its x, y, s or P, q, A, b in float64; itself if they are."""
+    names = ("x", "y", "s") if isinstance(record, Solution) else ("P", "q", "A", "b")
+    odd = {name: array for name in names if (array := getattr(record, name)).dtype != np.float64}
+    return replace(record, **{name: np.asarray(a, dtype=np.float64) for name, a in odd.items()}) if odd else record
 
 
 def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:

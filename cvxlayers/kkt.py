@@ -103,7 +103,8 @@ class KKT:
             linear.astype(np.int32),
         )
         self._rotated = [
-            _Rotated(block.start, *piece[2:6], positions(piece[0], piece[1]), piece[6]) for block, piece in zip(blocks, pieces, strict=True)
+            _Rotated(block.start, piece[2], piece[3], piece[4], piece[5], positions(piece[0], piece[1]), piece[6])
+            for block, piece in zip(blocks, pieces, strict=True)
         ]
         self._sign = np.where(np.arange(self.size) < n, 1.0, -1.0)
 

@@ -19,20 +19,18 @@ import numpy as np
 from cvxlayers import failures, solvers
 from cvxlayers.affine import Affine
 from cvxlayers.backend import backend_of
-from cvxlayers.conic import ConicLayer, common_batch, flattened
-from cvxlayers.errors import warn
+from cvxlayers.conic import ConicLayer, flattened
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Solution
 from cvxlayers.row_map import RowMap
-
-SPELLING = {"params": "parameters", "out": "variables", "outputs": "variables"}
 
 
 @dataclass(frozen=True)
 class Saved:
     """What the backward pass needs, arrays only: ``inputs`` (rows or 1, size) of M per parameter, the flat solution, the batch shape.
 
-    ``scale`` is the derivative of taking exponentials of some outputs, (rows, outputs), None where none is taken.
+    ``scale`` is the derivative of taking exponentials of some outputs, (rows, outputs), None where none is taken; ``program`` the flat
+    batch of cone programs, if it is at hand.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -40,6 +38,7 @@ class Saved:
     batch: tuple[int, ...]
     solution: Solution
     scale: np.ndarray | None
+    program: ConeProgram | None = None
 
 
 class Layer(HostMap):
@@ -75,23 +74,6 @@ class Layer(HostMap):
         self._sizes = [spec.size for spec in self.canonical.variables]
         self._promises = [spec.domain.promises for spec in self.canonical.parameters]
 
-    def values(self, params: Sequence[Any]) -> list[np.ndarray]:
-        """The parameters as NumPy float64 or complex128 arrays; raises ValueError for a wrong count or dtype."""
-        specs = self.canonical.parameters
-        if len(params) != len(specs):
-            names = ", ".join(repr(s.name) for s in specs)
-            raise ValueError(f"got {len(params)} parameter values; wanted {len(specs)}, one for each of {names or 'no parameters'}")
-        values = []
-        for spec, param in zip(specs, params, strict=True):
-            try:
-                value = backend_of(param).host(param)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"parameter '{spec.name}': {error}") from None
-            if value.dtype.kind == "c" and not spec.complex:
-                raise ValueError(f"parameter '{spec.name}' is real and got complex values; pass its real part, or declare it complex=True")
-            values.append(value)
-        return values
-
     def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Saved]:
         """The variables' values, each (*batch, *shape), what happened, and what the backward pass needs.
 
@@ -100,7 +82,7 @@ class Layer(HostMap):
         """
         failures.check_policy(options.on_failure)
         values = self.values(params)
-        batch, batched = self._batch(values)
+        batch, batched = self.batch(values)
         rows = prod(batch)
         inputs = self._inputs(values)
         invalid, complaints = self._check(params, values, inputs, rows)
@@ -111,7 +93,7 @@ class Layer(HostMap):
         failures.settle(info, options.on_failure, complaints)
         out, scale = self._recover(failures.mask_failed(solution, solution.status, options.on_failure))
         kept = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's, who may change it
-        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale)
+        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale, program)
 
     def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""
@@ -143,7 +125,7 @@ class Layer(HostMap):
     def restore(self, params: Sequence[Any], solution: Solution) -> Saved:
         """What `forward` saved, from its parameters and the Solution (*batch, ...) alone: derivatives need nothing but arrays."""
         values = self.values(params)
-        batch, batched = self._batch(values)
+        batch, batched = self.batch(values)
         inputs = self._inputs(values)
         solution = flattened(solution, batch)
         return Saved(inputs, batched, batch, solution, self._recover(solution)[1] if self._exponential.any() else None)
@@ -186,17 +168,9 @@ class Layer(HostMap):
 
     def program(self, saved: Saved) -> ConeProgram:
         """The flat batch of cone programs behind a call."""
+        if saved.program is not None:
+            return saved.program
         return self._affine.program(saved.inputs, saved.batched, len(saved.solution.x))[0]
-
-    def _batch(self, values: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        shapes = []
-        for position, (spec, value) in enumerate(zip(self.canonical.parameters, values, strict=True), 1):
-            lead = value.ndim - len(spec.shape)
-            if lead < 0 or value.shape[lead:] != spec.shape:
-                wanted = f"{spec.shape} or (*batch{''.join(f', {size}' for size in spec.shape)})"
-                raise ValueError(f"parameter '{spec.name}' ({position} of {len(values)}) has shape {value.shape}; wanted {wanted}")
-            shapes.append((f"parameter '{spec.name}'", value.shape[:lead]))
-        return common_batch(shapes), tuple(shape != () for _, shape in shapes)
 
     @staticmethod
     def _flatten(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -274,17 +248,3 @@ def _stack(value: Any, is_complex: bool) -> np.ndarray:
     """(rows, *shape) -> (rows, size): the C-order ravel, real part first and then the imaginary part of complex values."""
     flat = value.reshape(len(value), prod(value.shape[1:]))
     return np.concatenate([flat.real, flat.imag], axis=1) if is_complex else flat.real
-
-
-def check_spelling(unknown: Mapping[str, Any]) -> None:
-    """Raise TypeError for keyword arguments that no layer has, naming the right spelling of known wrong ones."""
-    for name in unknown:
-        hint = f"; write {SPELLING[name]}=" if name in SPELLING else ""
-        raise TypeError(f"CvxpyLayer got an unexpected keyword argument {name!r}{hint}")
-
-
-def ignore_legacy(verbose: bool, canon_backend: str | None) -> None:
-    """Warn that arguments which other layers take have no meaning here."""
-    for name, given in (("verbose", verbose), ("canon_backend", canon_backend is not None)):
-        if given:
-            warn(f"CvxpyLayer ignores {name}=: it has no meaning here", FutureWarning)

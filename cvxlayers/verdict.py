@@ -25,17 +25,18 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
     ``tolerance`` is what the solver was asked for. A claim to have solved a row is put to the test; a row that the solver gave up
     (infeasible, a limit reached) keeps the solver's word and its last iterate, unless that iterate is optimal as it stands.
     """
-    if kkt.products.linear and kkt.products.passes is not None and not raw.status.any():
+    found = None
+    if kkt.products.linear and kkt.products.passes is not None:
         found = residuals(kkt.products, program, raw.x, raw.y, raw.s)
-        if (found.worst <= POLISHED).all():  # so all numbers are finite, too
+        if not raw.status.any() and (found.worst <= POLISHED).all():  # so all numbers are finite, too
             return raw, found
     claimed = raw.status <= INACCURATE
-    points, finite = (raw.x, raw.y, raw.s), kkt.products.finite(raw.x, raw.y, raw.s)
-    if finite is not None:
-        points = tuple(np.where(finite[:, None], a, 0.0) for a in points)
-    found = residuals(kkt.products, program, *points)
+    finite = kkt.products.finite(raw.x, raw.y, raw.s)
+    x, y, s = (np.array(a) if finite is None else np.where(finite[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
+    if found is None or finite is not None:
+        found = residuals(kkt.products, program, x, y, s)
     finite = np.ones(len(claimed), dtype=bool) if finite is None else finite
-    best = Solution(*map(np.array, points), np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
+    best = Solution(x, y, s, np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
     polish(kkt, program, best, found, finite & claimed)
 
     solved = max(ACCURATE, 10 * tolerance)

@@ -247,7 +247,7 @@ def test_the_map_that_adapters_see_is_the_layer(rng: np.random.Generator) -> Non
     assert core.vjp(saved, [None, None, cotangents[2]], [False, True, False, False])[0] is None
     with pytest.raises(ValueError, match="second derivatives"):
         core.second_jvp(saved, tangents, tangents)
-    for match, arguments in (("wanted 4", shared[:3]), ("q has shape", [shared[0], shared[1][:, :2], *shared[2:]])):
+    for match, arguments in (("wanted 4", shared[:3]), (r"'q' \(2 of 4\) has shape", [shared[0], shared[1][:, :2], *shared[2:]])):
         with pytest.raises(ValueError, match=match):
             core.forward(arguments, options)
 

@@ -27,7 +27,9 @@ def summary(results: dict[str, Any]) -> str:
 
 def details(results: dict[str, Any]) -> str:
     """A table of all contestants for each workload."""
-    heads = (f"### {r['key']}: {r['title']}, batch {r['batch']}\n\n{r['when']}, {r['repeats']} repeats." for r in results["workloads"])
+    heads = (
+        f"### {r['key']}: {r['title']}, batch {r['batch']}\n\n{r['when']}, {r['repeats']} repeats{_load(r)}." for r in results["workloads"]
+    )
     return "\n\n".join(f"{head}\n\n{_table(r)}" for head, r in zip(heads, results["workloads"], strict=True))
 
 
@@ -38,6 +40,10 @@ def setting(told: dict[str, Any]) -> str:
         for name, versions in told["versions"].items()
     )
     return f"{told['cores']} cores, Python {told['python']}. {packages}."
+
+
+def _load(result: dict[str, Any]) -> str:
+    return f", load average {result['load']:g}" if result.get("load") is not None else ""
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -143,6 +149,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.text(1.01, place - 0.08, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(1, color="#444444", lw=1)
     axes.set_xscale("log")
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(min(ends) / 1.3, max(ends) * 1.3)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
@@ -150,7 +157,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(rows) - 1, -1, -1), [f"{r['key']}: {r['title']}\nbatch {r['batch']}" for r in rows], fontsize=8)
     axes.set_xlabel("times faster than the strongest correct peer, wall time (median and quartiles of neighbouring samples)", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    key = [Patch(color=BAR, label="forward + backward"), Patch(color=OTHER, label="forward")]
+    key: list[Any] = [Patch(color=BAR, label="forward + backward"), Patch(color=OTHER, label="forward")]
     key.append(Line2D([], [], color=GOAL, lw=2, label="goal, forward + backward, over the peer it names"))
     figure.legend(handles=key, frameon=False, loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=130)

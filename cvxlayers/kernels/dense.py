@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, lane, larger, load, select, store
-from cvxlayers.kernels.systems import SCALINGS, TINY
+from cvxlayers.kernels.systems import SCALINGS, TINY, period
 from cvxlayers.kernels.threads import run
 
 
@@ -23,14 +23,17 @@ class DenseSystems:
     def __init__(self, indices: np.ndarray, indptr: np.ndarray, n: int) -> None:
         self.size, self.n = len(indptr) - 1, n
         self._indices, self._indptr = np.asarray(indices, dtype=np.int32), np.asarray(indptr, dtype=np.int32)
+        self.factored = 0  # matrices factored by the last call
         self._spare: list[Any] = []  # memory of one thread at a time; pop and append are atomic
 
     def solve(
         self, values: np.ndarray, rhs: np.ndarray, shift: float, most: int, goal: float, jobs: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `cvxlayers.kernels.systems.Systems.solve`."""
-        z, figures = np.empty_like(rhs), np.empty((len(rhs), 3))
+        z, figures, counts = np.empty_like(rhs), np.empty((len(rhs), 3)), []
         values, rhs = np.ascontiguousarray(values), np.ascontiguousarray(rhs)
+        repeated = period(values)
+        order = np.arange(len(rhs), dtype=np.int32).reshape(-1, max(repeated, 1)).T.reshape(-1)  # rows of one matrix stand together
 
         def task(first: int, last: int) -> None:
             try:
@@ -40,41 +43,47 @@ class DenseSystems:
                 matrices = tuple(aligned(LANES * width * width) for _ in range(3))
                 vectors = tuple(aligned(width) for _ in range(7))
                 memory = (*matrices, *vectors, np.empty(self.size, dtype=np.int32))
-            _solve(self._indices, self._indptr, self.n, first, last, values, rhs, shift, most, goal, memory, z, figures)
+            rows = np.ascontiguousarray(order[first:last])
+            counts.append(_solve(self._indices, self._indptr, self.n, rows, repeated, values, rhs, shift, most, goal, memory, z, figures))
             self._spare.append(memory)
 
         run(task, len(rhs), jobs)
+        self.factored = sum(counts)
         return z, figures
 
 
 @compiled
 def _solve(
-    indices: Compiled, indptr: Compiled, n: Compiled, first: Compiled, last: Compiled, values: Compiled, rhs: Compiled, shift: Compiled,
+    indices: Compiled, indptr: Compiled, n: Compiled, rows: Compiled, repeated: Compiled, values: Compiled, rhs: Compiled, shift: Compiled,
     most: Compiled, goal: Compiled, memory: Compiled, z: Compiled, figures: Compiled,
-) -> None:  # fmt: skip
+) -> Compiled:  # fmt: skip
+    """Solve the rows; how many matrices were factored."""
     K, U, L, right, scale, found, left, step, largest, inverse, place = memory
-    size = len(indptr) - 1
-    for row in range(first, last):
-        value = values[row]
-        peak, height = 0.0, 0.0
+    size, factored, live, width, height = len(indptr) - 1, 0, 0, 0, 0.0
+    for k in range(len(rows)):
+        row = rows[k]
+        value, peak = values[row], 0.0
         for j in range(size):
             entry = abs(rhs[row, j])
             peak = entry if entry > peak or entry != entry else peak
-        for entry in value:
-            entry = abs(entry)
-            height = entry if entry > height or entry != entry else height
         if peak == 0.0:
             peak = 1.0
-        live = _spread(indices, indptr, n, value, place, K)
-        width = (live + LANES - 1) // LANES
+        if k == 0 or row % repeated != rows[k - 1] % repeated:
+            height = 0.0
+            for entry in value:
+                entry = abs(entry)
+                height = entry if entry > height or entry != entry else height
+            live = _spread(indices, indptr, n, value, place, K)
+            width = (live + LANES - 1) // LANES
+            _equilibrate(K, live, width, scale, largest)
+            _factor(K, U, L, inverse, live, n, width, shift)
+            factored += 1
         right[:width] = 0.0
         for j in range(size):
             if place[j] >= 0:
                 right[place[j] // LANES, place[j] % LANES] = rhs[row, j] / peak
-        _equilibrate(K, live, width, scale, largest)
         for j in range(width):
             store(right, j, load(right, j) * load(scale, j))
-        _factor(K, U, L, inverse, live, n, width, shift)
         _refine(K, L, inverse, right, found, left, step, live, width, most, goal)
 
         length = wrong = whole = 0.0
@@ -95,6 +104,7 @@ def _solve(
         figures[row, 0] = np.sqrt(wrong) / (np.sqrt(whole) if whole != 0.0 else 1.0)
         figures[row, 1] = length
         figures[row, 2] = height
+    return factored
 
 
 @compiled
@@ -102,7 +112,7 @@ def _spread(indices: Compiled, indptr: Compiled, n: Compiled, value: Compiled, p
     """Upper triangle of K, rows padded to whole vectors; ``place`` (N,) says where a row went, -1 where it left. The rows that stay."""
     size, live = len(indptr) - 1, 0
     for j in range(size):
-        stays = j < n
+        stays = j < n or value[indptr[j + 1] - 1] == 0.0
         for p in range(indptr[j], indptr[j + 1] - 1):
             if value[p] != 0.0:
                 stays = True

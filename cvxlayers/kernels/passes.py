@@ -10,10 +10,13 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-from numba import boolean, float64, int32, njit, types, void
+from numba import boolean, float64, int32, njit, types, uint32, void
 
 VALUES = types.Array(float64, 2, "A", readonly=True)
-VECTOR = types.Array(float64, 1, "A", readonly=True)
+ROWS = types.Array(float64, 2, "C", readonly=True)
+PLACE = types.Array(uint32, 1, "C", readonly=True)  # unsigned: no index counts from the end
+NUMBERS = types.Array(float64, 1, "C", readonly=True)
+PIECES = (PLACE, PLACE, NUMBERS, PLACE, PLACE, PLACE, NUMBERS)
 INDEX = types.Array(int32, 1, "C", readonly=True)
 OUT = types.Array(float64, 2, "C")
 OUT1 = types.Array(float64, 1, "C")
@@ -52,26 +55,33 @@ def _transposed(indptr, indices, A, y, out):
         out[j] = total
 
 
-@njit(void(VALUES, INDEX, INDEX, VECTOR, VALUES, OUT), **compiled)
-def combine(base, indptr, indices, data, p, out):
-    """out = base + p M', M (entries, size) by rows; base and p (rows, ...) or (1, ...)."""
+@njit(void(ROWS, *PIECES, ROWS, OUT), **compiled)
+def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
+    """out = base + p M', M (entries, size) in pieces as `cvxlayers.row_map.RowMap` cuts it; base and p (rows, ...) or (1, ...)."""
     for r in range(out.shape[0]):
-        mine, own = min(r, base.shape[0] - 1), min(r, p.shape[0] - 1)
+        here, own, line = base[min(r, base.shape[0] - 1)], p[min(r, p.shape[0] - 1)], out[r]
         for i in range(out.shape[1]):
-            total = base[mine, i]
-            for k in range(indptr[i], indptr[i + 1]):
-                total += data[k] * p[own, indices[k]]
-            out[r, i] = total
+            line[i] = here[i]
+        for k in range(len(ones)):
+            line[ones[k]] += factors[k] * own[columns[k]]
+        for e in range(len(rest)):
+            total = line[rest[e]]
+            for k in range(starts[e], starts[e + 1]):
+                total += data[k] * own[indices[k]]
+            line[rest[e]] = total
 
 
-@njit(void(INDEX, INDEX, VECTOR, VALUES, OUT), **compiled)
-def collect(indptr, indices, data, g, out):
-    """out += g M, M (entries, size) by rows; out (rows, size), or (1, size) to collect all rows."""
+@njit(void(*PIECES, ROWS, OUT), **compiled)
+def collect(ones, columns, factors, rest, starts, indices, data, g, out):
+    """out += g M, with M as in `combine`; out (rows, size), or (1, size) to collect all rows."""
     for r in range(g.shape[0]):
-        own = min(r, out.shape[0] - 1)
-        for i in range(g.shape[1]):
-            for k in range(indptr[i], indptr[i + 1]):
-                out[own, indices[k]] += data[k] * g[r, i]
+        own, line = g[r], out[min(r, out.shape[0] - 1)]
+        for k in range(len(ones)):
+            line[columns[k]] += factors[k] * own[ones[k]]
+        for e in range(len(rest)):
+            value = own[rest[e]]
+            for k in range(starts[e], starts[e + 1]):
+                line[indices[k]] += data[k] * value
 
 
 @njit(**compiled)
@@ -165,6 +175,29 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[2, r] = abs(xPx + qx + by) / (1 + _greater(xPx, _greater(qx, abs(by))))
         out[3, r] = xPx / 2 + qx
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
+
+
+@njit(void(*[VALUES] * 6, *[INDEX] * 5, OUT, OUT1), **compiled)
+def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
+    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them."""
+    n, m = x.shape[1], y.shape[1]
+    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    for r in range(x.shape[0]):
+        _symmetric(P_indptr, P_indices, P[r], x[r], Px)
+        _times(A_indptr, A_indices, A[r], x[r], Ax)
+        _transposed(A_indptr, A_indices, A[r], y[r], ATy)
+        primal = dual = sign = size = length = 0.0
+        for i in range(m):
+            left = b[r, i] - Ax[i]
+            active = kind[i] == 0 or y[r, i] > 0
+            primal = _greater(left if active else min(left, 0.0), primal)
+            sign = sign if kind[i] == 0 else _greater(min(y[r, i], 0.0), sign)
+            slack[r, i] = 0.0 if active or left < 0 else left
+        for j in range(n):
+            dual = _greater(Px[j] + q[r, j] + ATy[j], dual)
+            size = _greater(q[r, j], _greater(Px[j], size))
+            length = _greater(x[r, j], length)
+        error[r] = primal / max(length, 1e-8) + (dual + sign) / max(size, 1e-8)
 
 
 @njit(void(VALUES, VALUES, INDEX, OUT, OUT1), **compiled)

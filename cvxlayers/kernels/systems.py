@@ -3,6 +3,9 @@
 K is quasi-definite up to a shift of its pivots (`cvxlayers.kkt` says why). Each row is scaled by itself: r by its largest entry, K by a
 diagonal e that brings the largest entry of every column of diag(e) K diag(e) near one (Ruiz, 2001). The shift is removed by iterative
 refinement in the scaled coordinates; the residual that is reported is that of K and r as given.
+
+Rows whose matrices repeat with a period - a Jacobian asks for every gradient of the same solution, or only r depends on the parameters -
+share factorizations: that is bitwise the same, for a lane does what it would have done anyway.
 """
 
 from __future__ import annotations
@@ -11,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, larger, load, select, sqrt, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, larger, load, select, sqrt, store
 from cvxlayers.kernels.ldl import Factors, Symbolic, factor, norm, refine, residual
-from cvxlayers.kernels.rows import blocks_of, gather, scatter
 from cvxlayers.kernels.threads import run
 
 SCALINGS = 2
@@ -25,6 +27,7 @@ class Systems:
 
     def __init__(self, symbolic: Symbolic) -> None:
         self.size, self.nnz, self.symbolic = len(symbolic.permutation), len(symbolic.indices), symbolic
+        self.factored = 0  # blocks factored by the last call
         self._spare: list[Any] = []  # memory of one thread at a time; pop and append are atomic
 
     def solve(
@@ -35,7 +38,9 @@ class Systems:
         The figures: |K z - rhs| / |rhs| in the Euclidean norm, zero where rhs is zero; the largest |z| / |rhs| and the largest |K|, in
         the maximum norm. Whatever is not finite stays in its row.
         """
-        z, figures = np.empty_like(rhs), np.empty((len(rhs), 3))
+        z, figures, counts = np.empty_like(rhs), np.empty((len(rhs), 3)), []
+        repeated = period(values)
+        blocks = arranged(len(rhs), repeated)
 
         def task(first: int, last: int) -> None:
             try:
@@ -43,32 +48,107 @@ class Systems:
             except IndexError:
                 vectors = (aligned(self.size) for _ in range(5))
                 memory = (Factors.of(self.symbolic), aligned(self.nnz), aligned(self.nnz), *vectors, aligned(3))
-            _solve(self.symbolic, first, last, values, rhs, shift, most, goal, memory, z, figures)
+            counts.append(_solve(self.symbolic, blocks[first:last], repeated, values, rhs, shift, most, goal, memory, z, figures))
             self._spare.append(memory)
 
-        run(task, blocks_of(len(rhs)), jobs)
+        run(task, len(blocks), jobs)
+        self.factored = sum(counts)
         return z, figures
+
+
+def arranged(rows: int, repeated: int) -> np.ndarray:
+    """Which rows share a block, (blocks, LANES), for matrices that repeat after ``repeated`` rows; lanes left over take the last row.
+
+    Blocks that stand together meet the same matrices: the same lanes of the period again and again, or one matrix in all lanes.
+
+    >>> arranged(10, 10).tolist()
+    [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 9, 9, 9, 9, 9, 9]]
+    >>> arranged(4, 2)[:, :3].tolist()
+    [[0, 2, 2], [1, 3, 3]]
+    """
+    if repeated == rows:
+        return np.minimum(np.arange(-(-rows // LANES) * LANES, dtype=np.int32), rows - 1).reshape(-1, LANES)
+    times = rows // repeated
+    if repeated < LANES:
+        along = np.minimum(np.arange(-(-times // LANES) * LANES), times - 1).reshape(1, -1, LANES)
+        blocks = along * repeated + np.arange(repeated).reshape(-1, 1, 1)
+    else:
+        across = np.minimum(np.arange(-(-repeated // LANES) * LANES), repeated - 1).reshape(-1, 1, LANES)
+        blocks = across + repeated * np.arange(times).reshape(1, -1, 1)
+    return np.ascontiguousarray(blocks.reshape(-1, LANES), dtype=np.int32)
+
+
+@compiled
+def period(values: Compiled) -> Compiled:
+    """The smallest number of rows after which all rows of values (rows, nnz) repeat bitwise; the number of rows if they do not.
+
+    >>> int(period(np.array([[1.0], [2.0], [1.0], [2.0]]))), int(period(np.array([[1.0], [2.0], [1.0]])))
+    (2, 3)
+    """
+    rows, entries = values.shape
+    for candidate in range(1, rows // 2 + 1):
+        if rows % candidate == 0:
+            same = True
+            for r in range(candidate, rows):
+                for k in range(entries):
+                    if values[r, k] != values[r - candidate, k]:
+                        same = False
+                        break
+                if not same:
+                    break
+            if same:
+                return candidate
+    return rows
+
+
+@compiled
+def gather_rows(source: Compiled, rows: Compiled, repeated: Compiled, target: Compiled) -> None:
+    """target[k, j] = source[rows[j] % repeated, k]."""
+    for j in range(LANES):
+        row = rows[j] % repeated
+        for k in range(source.shape[1]):
+            target[k, j] = source[row, k]
+
+
+@compiled
+def scatter_rows(source: Compiled, rows: Compiled, target: Compiled) -> None:
+    """target[rows[j], k] = source[k, j]."""
+    for j in range(LANES):
+        for k in range(target.shape[1]):
+            target[rows[j], k] = source[k, j]
+
+
+@compiled
+def _alike(one: Compiled, other: Compiled, repeated: Compiled) -> Compiled:
+    for j in range(LANES):
+        if one[j] % repeated != other[j] % repeated:
+            return False
+    return True
 
 
 @compiled
 def _solve(
-    symbolic: Compiled, first: Compiled, last: Compiled, values: Compiled, rhs: Compiled, shift: Compiled, most: Compiled, goal: Compiled,
-    memory: Compiled, z: Compiled, figures: Compiled,
-) -> None:  # fmt: skip
+    symbolic: Compiled, blocks: Compiled, repeated: Compiled, values: Compiled, rhs: Compiled, shift: Compiled, most: Compiled,
+    goal: Compiled, memory: Compiled, z: Compiled, figures: Compiled,
+) -> Compiled:  # fmt: skip
+    """Solve the blocks, (blocks, LANES) rows; how many of them were factored."""
     factors, numbers, scaled, right, scale, found, left, step, measured = memory
-    size = len(scale)
-    for block in range(first, last):
-        gather(values, block, numbers)
-        gather(rhs, block, right)
+    size, factored, rows = len(scale), 0, len(rhs)
+    for block in range(len(blocks)):
+        here = blocks[block]
+        if block == 0 or not _alike(here, blocks[block - 1], repeated):
+            gather_rows(values, here, repeated, numbers)
+            equilibrate(symbolic, numbers, scaled, scale, left)
+            factor(symbolic, scaled, shift, TINY, shift, factors)
+            factored += 1
+        gather_rows(rhs, here, rows, right)
         peak = norm(right)
         peak = select(peak == 0.0, 1.0, peak)
-        equilibrate(symbolic, numbers, scaled, scale, left)
         for j in range(size):
             store(right, j, load(right, j) / peak * load(scale, j))
-        factor(symbolic, scaled, shift, TINY, shift, factors)
         refine(symbolic, scaled, factors, right, found, left, step, most, goal)
 
-        gather(rhs, block, right)
+        gather_rows(rhs, here, rows, right)
         for j in range(size):
             store(right, j, load(right, j) / peak)
             store(found, j, load(found, j) * load(scale, j))
@@ -82,8 +162,9 @@ def _solve(
         store(measured, 2, norm(numbers))
         for j in range(size):
             store(found, j, load(found, j) * peak)
-        scatter(found, block, z)
-        scatter(measured, block, figures)
+        scatter_rows(found, here, z)
+        scatter_rows(measured, here, figures)
+    return factored
 
 
 @compiled
