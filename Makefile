@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types units docs bench clean
+.PHONY: demo test lint types units docs bench race clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python examples/tune_regression.py
@@ -24,8 +24,8 @@ docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict
 
 # Peers are installed into environments of their own, because their pins conflict with ours and with each other's.
-bench: .venv/bench.stamp
-	$(BIN)/python benchmarks/against_cvxpylayers.py
+bench race: .venv/bench.stamp
+	$(BIN)/python benchmarks/race.py
 
 .venv/pip.stamp:
 	$(PYTHON) -m venv .venv

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from racing.forms.statement import directly, simplex
+from racing.workload import WORKLOADS
 from tqdm import tqdm
-from workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 GOALS = {"torch": (0.1, 0.5), "jax": (0.3, 0.6), "tensorflow": (0.6, 1.0)}
@@ -94,14 +95,15 @@ def measure(framework: str, calls: int) -> dict[str, Any]:
     os.environ["JAX_ENABLE_X64"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     module: Any = importlib.import_module(f"cvxlayers.{framework}")
-    workload = next(w for w in WORKLOADS if w.name == "simplex_one")
-    problem, parameters, variables = workload.state()
-    layer = module.CvxpyLayer(problem, parameters=parameters, variables=variables)
+    workload = next(w for w in WORKLOADS if w.key == "W2c")
+    problem, parameters, variable = simplex(directly, **workload.sizes)
+    layer = module.CvxpyLayer(problem, parameters=list(parameters.values()), variables=[variable])
+    point = workload.data()["p"]
     core = layer.core
     solver = Clock(core.conic.solver, "solve")
 
     found: dict[str, Any] = {"framework": framework, "solver": core.conic.solver.name}
-    for mode, call in zip(("forward", "both"), CALLS[framework](layer, [v[0] for v in workload.data()]), strict=True):
+    for mode, call in zip(("forward", "both"), CALLS[framework](layer, [point[0]]), strict=True):
         for _ in range(max(20, calls // 10)):
             call()
         samples = []
@@ -119,14 +121,13 @@ def measure(framework: str, calls: int) -> dict[str, Any]:
             name: np.percentile(column, (25, 50, 75)).tolist()
             for name, column in zip(("wall_ms", "cpu_ms", "solver_wall_ms"), columns, strict=True)
         }
-    found["crossings"] = crossings(framework, layer, workload)
+    found["crossings"] = crossings(framework, layer, point)
     return found
 
 
-def crossings(framework: str, layer: Any, workload: Any) -> list[int]:
+def crossings(framework: str, layer: Any, point: np.ndarray) -> list[int]:
     """How often the host is called forward and backward for one call with gradients of a batch of 512."""
-    values = [np.repeat(v, BATCH, axis=0) for v in workload.data()]
-    both = CALLS[framework](layer, values)[1]
+    both = CALLS[framework](layer, [np.repeat(point, BATCH, axis=0)])[1]
     both()
     forward, backward = Clock(layer.core, "forward"), Clock(layer.core, "vjp")
     both()
