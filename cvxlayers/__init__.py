@@ -9,6 +9,8 @@ The floors, from the ground up (imports point downward only):
 5. ``conic``: ConicLayer, the differentiable cone program
 6. ``layer``, ``conic_map``: what adapters see (``host``), a CVXPY problem or a cone program as a map on arrays
 7. ``torch``, ``jax``, ``tensorflow``: one file per framework
+
+Beside them, on what ``backend`` says of a framework alone: ``topk`` (soft top-k), ``implicit`` (implicit functions), ``control``.
 """
 
 from __future__ import annotations
