@@ -10,6 +10,8 @@ The floors, from the ground up (imports point downward only):
 6. ``layer``, ``conic_map``: what adapters see (``host``), a CVXPY problem or a cone program as a map on arrays; ``rules``: its derivatives;
    ``interface``: the arguments of a layer and of a call
 7. ``torch``, ``jax``, ``tensorflow``: one file per framework
+
+Beside them, on what ``backend`` says of a framework alone: ``topk`` (soft top-k), ``implicit`` (implicit functions), ``control``.
 """
 
 from __future__ import annotations

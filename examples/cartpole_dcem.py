@@ -8,7 +8,7 @@ The cross-entropy method (`dcem` at temperature 0) searches the 20 controls them
 20 controls, is then trained end to end: DCEM searches the latent square, and the cost of the decoded plan is descended through the search.
 Everything is compared on 100 states that training never sees; the animation controls the cartpole by planning anew at every step.
 
-    python examples/cartpole_dcem.py [--quick] [--steps 400] [--figure FILE] [--animation FILE]
+    python examples/cartpole_dcem.py [--quick] [--steps 500] [--figure FILE] [--animation FILE]
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def control(planner: Callable[[jax.Array, Any], jax.Array], state: jax.Array, st
     return np.concatenate([state[None], np.asarray(visited)])
 
 
-def run(steps: int = 400, figure: Path | None = FIGURE, animation: Path | None = ANIMATION, frames: int = 120) -> dict[str, float]:
+def run(steps: int = 500, figure: Path | None = FIGURE, animation: Path | None = ANIMATION, frames: int = 120) -> dict[str, float]:
     """Plan, train, compare, draw; returns the numbers it prints."""
     states, key = draw_states(jax.random.key(100), 100), jax.random.key(101)
     costs = jax.jit(lambda u: rollout_cost(states, u[:, None])[:, 0])
@@ -217,7 +217,7 @@ def animate(path: Path, paths: dict[str, np.ndarray]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that all parts work")
     parser.add_argument("--figure", type=Path, default=FIGURE)
     parser.add_argument("--animation", type=Path, default=ANIMATION)
