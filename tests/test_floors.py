@@ -16,18 +16,30 @@ ROOT = Path(cvxlayers.__file__).parent
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
-    ("kernels.ldl", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("kernels.rows", "cones.exponential", "cones.power"),
-    ("cones.product",),
-    ("cones",),
-    ("program",),
+    ("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("kernels.ldl", "kernels.barriers", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense"),
+    ("kernels.rows", "kernels.system", "kernels.semidefinite", "kernels.three_dimensional"),
+    ("kernels.cones", "kernels.equilibrate", "kernels.memory", "cones.exponential", "cones.power"),
+    ("kernels.assess", "kernels.newton", "cones.product"),
+    ("kernels.interior", "cones"),
+    ("kernels.programs", "program"),
     ("products", "canonical", "solvers.base", "solvers.layout"),
-    ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.scs"),
+    (
+        "kkt",
+        "affine",
+        "labels",
+        "solvers.settings",
+        "solvers.clarabel",
+        "solvers.daqp",
+        "solvers.ecos",
+        "solvers.interior_cpu",
+        "solvers.scs",
+    ),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
-    ("failures", "host", "verdict"),
+    ("failures", "host", "verdict", "solvers.warmup"),
     ("conic",),
     ("conic_map", "layer"),
-    ("jax", "report", "tensorflow", "torch"),
+    ("jax", "report", "tensorflow", "torch", "__main__"),
     ("",),
 ]
 FLOOR = {module: height for height, floor in enumerate(FLOORS) for module in floor}
@@ -46,6 +58,7 @@ OWNERS = {
     "scs": {"solvers.scs"},
     "qdldl": {"kernels.ldl", "kkt", "least_squares"},
     "numba": {"kernels.lanes"},
+    "tqdm": {"solvers.warmup"},
     "llvmlite": {"kernels.lanes"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}

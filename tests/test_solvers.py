@@ -20,13 +20,6 @@ from cvxlayers.solvers.layout import lower_triangle
 # name, relative KKT residual it reaches with its defaults, error of x on programs with strong convexity
 SOLVERS = [("CLARABEL", 2e-8, 1e-5), ("SCS", 1e-8, 1e-5), ("ECOS", 1e-9, 1e-5), ("DIFFCP", 1e-8, 1e-5), ("DAQP", 1e-11, 1e-9)]
 SOLVERS += [("INTERIOR", 1e-8, 1e-5)]
-    ("CLARABEL", 2e-8, 1e-5),
-    ("SCS", 1e-8, 1e-5),
-    ("ECOS", 1e-9, 1e-5),
-    ("DIFFCP", 1e-8, 1e-5),
-    ("DAQP", 1e-11, 1e-9),
-    ("INTERIOR", 1e-8, 1e-5),
-]
 NAMES = [name for name, _, _ in SOLVERS]
 
 CONES = {
