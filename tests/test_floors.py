@@ -17,11 +17,11 @@ ROOT = Path(cvxlayers.__file__).parent
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
     (
-        *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.barriers", "kernels.equilibrate"),
+        *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.barriers"),
         *("compiled",),
     ),
     ("kernels.semidefinite", "kernels.three_dimensional", "kernels.system"),
-    ("kernels.cones", "kernels.memory", "kernels.rows", "kernels.passes", "kernels.systems"),
+    ("kernels.cones", "kernels.equilibrate", "kernels.memory", "kernels.rows", "kernels.passes", "kernels.systems"),
     ("kernels.assess", "kernels.newton", "kernels.riccati", "kernels.dense"),
     ("kernels.interior",),
     ("kernels.programs",),
@@ -38,13 +38,13 @@ FLOORS: list[tuple[str, ...]] = [
     ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.moreau", "solvers.scs"),
     ("solvers.interior_cpu",),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers", "control.conditions"),
-    ("failures", "host", "verdict", "control.ilqr"),
+    ("failures", "host", "verdict", "control.ilqr", "solvers.warmup"),
     ("conic",),
     ("conic_map", "layer", "pairs", "rules", "control.lqr"),
     ("interface", "control.solved"),
     ("control.sqp",),
     ("control.mpc",),
-    ("report", "jax.primitive", "tensorflow.call", "torch.rule", "control"),
+    ("report", "__main__", "jax.primitive", "tensorflow.call", "torch.rule", "control"),
     ("jax.layers", "tensorflow.layers", "torch.layers"),
     ("jax.verbs", "tensorflow.verbs", "torch.verbs"),
     ("jax", "tensorflow", "torch"),
@@ -67,6 +67,7 @@ OWNERS = {
     "scs": {"solvers.scs"},
     "qdldl": {"kernels.ldl", "kkt", "least_squares"},
     "numba": {"kernels.lanes", "kernels.passes"},
+    "tqdm": {"solvers.warmup"},
     "llvmlite": {"kernels.lanes"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}

@@ -1,14 +1,16 @@
-"""How far a point of the embedding is from a solution or a certificate, in the units of the program as it was given."""
+"""The programs as they were given: bringing them in, how far a point is from a solution or a certificate of theirs, handing it out."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, full, inlined, larger, load, select, store, vector
-from cvxlayers.kernels.memory import AX, AZ, PX, S_FOUND, X_FOUND, XZ, Z_FOUND, B, D, E, Q, S
+from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, select, store, vector
+from cvxlayers.kernels.memory import AX, AZ, PX, REPORT, S_FOUND, VALUES, X_FOUND, XZ, Z_FOUND, B, D, E, Q, S
+from cvxlayers.kernels.rows import gather, gather_at, scatter
+from cvxlayers.kernels.system import clear
 
 
-@inlined
+@compiled
 def assess(
     system: Compiled, memory: Compiled, options: Compiled, tau: Compiled, c: Compiled, q_size: Compiled, b_size: Compiled, xPx: Compiled,
     qx: Compiled, bz: Compiled,
@@ -40,7 +42,7 @@ def assess(
     return merit, infeasible, unbounded
 
 
-@inlined
+@compiled
 def keep(system: Compiled, memory: Compiled, tau: Compiled, c: Compiled, where: Compiled) -> None:
     """Remember the point, in the units of the program as it was given, in the lanes of a mask."""
     n, m, xz, s, D_, E_ = system.n, system.m, vector(memory, XZ), vector(memory, S), vector(memory, D), vector(memory, E)
@@ -52,3 +54,27 @@ def keep(system: Compiled, memory: Compiled, tau: Compiled, c: Compiled, where: 
         scale = load(E_, i)
         store(z_found, i, select(where, load(xz, n + i) * scale * height, load(z_found, i)))
         store(s_found, i, select(where, load(s, i) * width / scale, load(s_found, i)))
+
+
+@compiled
+def bring(system: Compiled, memory: Compiled, rows: Compiled, block: Compiled) -> None:
+    """Fill values, q and b from the rows of a block, and what is found with NaN."""
+    values = vector(memory, VALUES)
+    clear(values)
+    gather_at(rows[0], block, system.P_entries, values)
+    gather_at(rows[2], block, system.A_entries, values)
+    gather(rows[1], block, vector(memory, Q))
+    gather(rows[3], block, vector(memory, B))
+    for k in range(X_FOUND, REPORT):
+        found = vector(memory, k)
+        for i in range(len(found)):
+            store(found, i, np.nan)
+
+
+@compiled
+def deliver(memory: Compiled, rows: Compiled, block: Compiled) -> None:
+    """Put what was found into the rows of a block."""
+    scatter(vector(memory, X_FOUND), block, rows[4])
+    scatter(vector(memory, Z_FOUND), block, rows[5])
+    scatter(vector(memory, S_FOUND), block, rows[6])
+    scatter(vector(memory, REPORT), block, rows[7])

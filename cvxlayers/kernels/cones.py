@@ -6,11 +6,11 @@ s and z lie inside the cone and its dual, H is symmetric positive definite with 
 from __future__ import annotations
 
 from cvxlayers.kernels import nonnegative, second_order, semidefinite, three_dimensional
-from cvxlayers.kernels.lanes import Compiled, full, inlined, select
+from cvxlayers.kernels.lanes import Compiled, compiled, full, select
 from cvxlayers.kernels.system import dot
 
 
-@inlined
+@compiled
 def center(s: Compiled, z: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled) -> None:
     """Start at the central point of every cone."""
     nonnegative.center(linear, s, z)
@@ -22,7 +22,7 @@ def center(s: Compiled, z: Compiled, linear: Compiled, so: Compiled, three: Comp
         semidefinite.center(sd, s, z)
 
 
-@inlined
+@compiled
 def enter(v: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled) -> None:
     """Move v into the interior of the cones along their central ray, where it is not already well inside; symmetric cones only."""
     least = nonnegative.margin(linear, v, full(1e300))
@@ -38,7 +38,7 @@ def enter(v: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Comp
         semidefinite.shift(sd, v, length)
 
 
-@inlined
+@compiled
 def rescale(
     system: Compiled,
     s: Compiled,
@@ -60,7 +60,7 @@ def rescale(
         semidefinite.rescale(sd, system, s, z, values)
 
 
-@inlined
+@compiled
 def move(
     s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> None:
@@ -74,7 +74,7 @@ def move(
         semidefinite.move(sd, dz, offset, ds)
 
 
-@inlined
+@compiled
 def correct(
     s: Compiled,
     z: Compiled,
@@ -98,7 +98,7 @@ def correct(
         semidefinite.correct(sd, s, ds, dz, target, offset)
 
 
-@inlined
+@compiled
 def longest(
     s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, most: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> Compiled:
@@ -114,7 +114,7 @@ def longest(
     return most
 
 
-@inlined
+@compiled
 def shorten(
     s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, near: Compiled, tau: Compiled, dtau: Compiled, kappa: Compiled, dkappa: Compiled,
     mu: Compiled, degree: Compiled, step: Compiled, three: Compiled,

@@ -9,7 +9,7 @@ algorithm to equilibrate both rows and columns norms in matrices", 2001), E cons
 
 from __future__ import annotations
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, inlined, larger, load, select, smaller, sqrt, store
+from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, select, smaller, sqrt, store
 
 STEPS = 10
 LEAST, MOST = 1e-4, 1e4
@@ -22,7 +22,7 @@ def _root(size: Compiled) -> Compiled:
     return 1.0 / sqrt(select(size > 0.0, smaller(larger(size, 1e-8), 1e8), 1.0))
 
 
-@inlined
+@compiled
 def equilibrate(system: Compiled, values: Compiled, q: Compiled, b: Compiled, D: Compiled, E: Compiled, size: Compiled) -> Compiled:
     """Scale ``values`` (P and A in K), q and b in place; fill D (n, LANES), E (m, LANES), return c. ``size`` (N, LANES) is scratch."""
     n, m, indices, indptr = system.n, system.m, system.symbolic.indices, system.symbolic.indptr

@@ -30,10 +30,10 @@ from __future__ import annotations
 import numpy as np
 
 from cvxlayers.kernels import memory as at
-from cvxlayers.kernels.assess import assess, keep
+from cvxlayers.kernels.assess import assess, bring, deliver, keep
 from cvxlayers.kernels.cones import correct, longest, move, rescale, shorten
 from cvxlayers.kernels.equilibrate import equilibrate
-from cvxlayers.kernels.lanes import Compiled, full, inlined, load, part, select, smaller, some, store, vector
+from cvxlayers.kernels.lanes import Compiled, compiled, full, load, part, select, smaller, some, store, vector
 from cvxlayers.kernels.ldl import factor, norm
 from cvxlayers.kernels.memory import DUAL_INFEASIBLE, FAILED, LIMIT, PRIMAL_INFEASIBLE, RUNNING, SOLVED, STALLED
 from cvxlayers.kernels.newton import LARGE, TINY, constant, direction, start
@@ -47,96 +47,88 @@ ROUGH, DOUBTFUL = 1e-4, 1e2
 """In a lane that gives up residuals up to ROUGH are worth returning, and a certificate up to DOUBTFUL times its tolerance is believed."""
 
 
-@inlined
-def solve_block(
-    system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
-) -> None:
-    """Solve the programs in ``memory``: values (P and A in K), q and b come unscaled and are destroyed.
-
-    Leaves x, z and s in X_FOUND, Z_FOUND, S_FOUND and (status, iterations) in REPORT; NaN where nothing was found.
+@compiled
+def solve_blocks(
+    begin: Compiled, end: Compiled, system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, rows: Compiled,
+    linear: Compiled, so: Compiled, three: Compiled, sd: Compiled,
+) -> None:  # fmt: skip
+    """Solve blocks begin ... end - 1 of a batch: ``rows`` holds P, q, A, b and takes x, z, s and (status, iterations), NaN where nothing
+    was found. A kind of cone that the programs do not have is None.
     """
     n, m, values, xz, s = system.n, system.m, vector(memory, at.VALUES), vector(memory, at.XZ), vector(memory, at.S)
-    q, b, Px, ds, offset = (
-        vector(memory, at.Q),
-        vector(memory, at.B),
-        vector(memory, at.PX),
-        vector(memory, at.DS),
-        vector(memory, at.OFFSET),
-    )
-    step, fixed, report = vector(memory, at.STEP), vector(memory, at.CONSTANT), vector(memory, at.REPORT)
-    x, z, dz = part(xz, 0, n), part(xz, n, n + m), part(step, n, n + m)
-    for k in (at.X_FOUND, at.Z_FOUND, at.S_FOUND):
-        found = vector(memory, k)
-        for i in range(len(found)):
-            store(found, i, np.nan)
-    q_size, b_size = norm(q), norm(b)
-    c = equilibrate(system, values, q, b, vector(memory, at.D), vector(memory, at.E), vector(memory, at.RHS))
-    start(system, memory, options, linear, so, three, sd)
+    q, b, ds, offset = vector(memory, at.Q), vector(memory, at.B), vector(memory, at.DS), vector(memory, at.OFFSET)
+    step, fixed, report, Px = vector(memory, at.STEP), vector(memory, at.CONSTANT), vector(memory, at.REPORT), vector(memory, at.PX)
+    x, z, dz, work = part(xz, 0, n), part(xz, n, n + m), part(step, n, n + m), part(vector(memory, at.TRIAL), 0, m)
+    for block in range(begin, end):
+        bring(system, memory, rows, block)
+        q_size, b_size = norm(q), norm(b)
+        c = equilibrate(system, values, q, b, vector(memory, at.D), vector(memory, at.E), vector(memory, at.RHS))
+        start(system, memory, options, linear, so, three, sd)
 
-    tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
-    status, count, patience = full(RUNNING), full(0.0), full(0.0)
-    best, nearest, least, far = full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
-    for iteration in range(options.iterations + 1):
-        products(system, values, xz, Px, vector(memory, at.AZ), vector(memory, at.AX))
-        xPx, qx, bz = dot(x, Px), dot(q, x), dot(b, z)
-        mu = (dot(s, z) + tau * kappa) / (degree + 1.0)
-        merit, infeasible, unbounded = assess(system, memory, options, tau, c, q_size, b_size, xPx, qx, bz)
+        tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
+        status, count, patience = full(RUNNING), full(0.0), full(0.0)
+        best, nearest, least, far = full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
+        for iteration in range(options.iterations + 1):
+            products(system, values, xz, Px, vector(memory, at.AZ), vector(memory, at.AX))
+            xPx, qx, bz = dot(x, Px), dot(q, x), dot(b, z)
+            mu = (dot(s, z) + tau * kappa) / (degree + 1.0)
+            merit, infeasible, unbounded = assess(system, memory, options, tau, c, q_size, b_size, xPx, qx, bz)
 
-        # What becomes of each lane: decided by its own numbers.
-        running = status == RUNNING
-        improved = running & (merit < best)
-        if some(improved):
-            keep(system, memory, tau, c, improved)
-        best = select(improved, merit, best)
-        certificate = smaller(infeasible, unbounded)
-        certified = select(infeasible <= unbounded, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE)
-        error = smaller(merit, certificate)
-        progress = (error < 0.9 * nearest) | ((error > far) & (mu < 0.9 * least))
-        patience = select(progress, 0.0, patience + 1.0)
-        nearest, least = smaller(error, nearest), smaller(mu, least)
-        stuck = (patience > PATIENCE) | (alpha < 1e-7) | ~(mu > 0.0) | ~(merit < np.inf)
-        resigned = select(best <= far, STALLED, select(certificate <= DOUBTFUL, certified, FAILED))
-        verdict = select(stuck, resigned, full(LIMIT if iteration == options.iterations else RUNNING))
-        verdict = select(best <= 1.0, SOLVED, select(certificate <= 1.0, certified, verdict))
-        status = select(running, verdict, status)
-        count = select(running, float(iteration), count)
-        running = status == RUNNING
-        if not some(running):
-            break
+            # What becomes of each lane: decided by its own numbers.
+            running = status == RUNNING
+            improved = running & (merit < best)
+            if some(improved):
+                keep(system, memory, tau, c, improved)
+            best = select(improved, merit, best)
+            certificate = smaller(infeasible, unbounded)
+            certified = select(infeasible <= unbounded, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE)
+            error = smaller(merit, certificate)
+            progress = (error < 0.9 * nearest) | ((error > far) & (mu < 0.9 * least))
+            patience = select(progress, 0.0, patience + 1.0)
+            nearest, least = smaller(error, nearest), smaller(mu, least)
+            stuck = (patience > PATIENCE) | (alpha < 1e-7) | ~(mu > 0.0) | ~(merit < np.inf)
+            resigned = select(best <= far, STALLED, select(certificate <= DOUBTFUL, certified, FAILED))
+            verdict = select(stuck, resigned, full(LIMIT if iteration == options.iterations else RUNNING))
+            verdict = select(best <= 1.0, SOLVED, select(certificate <= 1.0, certified, verdict))
+            status = select(running, verdict, status)
+            count = select(running, float(iteration), count)
+            running = status == RUNNING
+            if not some(running):
+                break
 
-        rescale(system, s, z, mu, values, linear, so, three, sd)
-        factor(system.symbolic, values, options.shift, TINY, LARGE, memory.factors)
-        constant(system, memory, options, 1.0, 1.0, fixed)
-        r_tau = xPx / tau + qx + bz + kappa
-        slope = (
-            kappa / tau - dot(q, part(fixed, 0, n)) - dot(b, part(fixed, n, n + m)) + (xPx / tau - 2.0 * dot(Px, part(fixed, 0, n))) / tau
-        )
+            rescale(system, s, z, mu, values, linear, so, three, sd)
+            factor(system.symbolic, values, options.shift, TINY, LARGE, memory.factors)
+            constant(system, memory, options, 1.0, 1.0, fixed)
+            r_tau = xPx / tau + qx + bz + kappa
+            x2, z2 = part(fixed, 0, n), part(fixed, n, n + m)
+            slope = kappa / tau - dot(q, x2) - dot(b, z2) + (xPx / tau - 2.0 * dot(Px, x2)) / tau
 
-        for i in range(m):
-            store(offset, i, load(s, i))
-        dtau, dkappa = direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
-        move(s, z, dz, offset, ds, linear, so, three, sd)
-        alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
-        alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
-        sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
-        correct(s, z, ds, dz, sigma * mu, offset, part(vector(memory, at.TRIAL), 0, m), linear, so, three, sd)
-        r_kappa = tau * kappa + dtau * dkappa - sigma * mu
-        dtau, dkappa = direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
-        move(s, z, dz, offset, ds, linear, so, three, sd)
-        alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
-        alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
+            for i in range(m):
+                store(offset, i, load(s, i))
+            dtau, dkappa = direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
+            move(s, z, dz, offset, ds, linear, so, three, sd)
+            alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
+            alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
+            sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
+            correct(s, z, ds, dz, sigma * mu, offset, work, linear, so, three, sd)
+            r_kappa = tau * kappa + dtau * dkappa - sigma * mu
+            dtau, dkappa = direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
+            move(s, z, dz, offset, ds, linear, so, three, sd)
+            alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
+            alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
 
-        taken = select(running, alpha, 0.0)  # a lane that has stopped stays where it is
-        for k in range(n + m):
-            store(xz, k, load(xz, k) + taken * load(step, k))
-        for i in range(m):
-            store(s, i, load(s, i) + taken * load(ds, i))
-        tau, kappa = tau + taken * dtau, kappa + taken * dkappa
-    store(report, 0, status)
-    store(report, 1, count)
+            taken = select(running, alpha, 0.0)  # a lane that has stopped stays where it is
+            for k in range(n + m):
+                store(xz, k, load(xz, k) + taken * load(step, k))
+            for i in range(m):
+                store(s, i, load(s, i) + taken * load(ds, i))
+            tau, kappa = tau + taken * dtau, kappa + taken * dkappa
+        store(report, 0, status)
+        store(report, 1, count)
+        deliver(memory, rows, block)
 
 
-@inlined
+@compiled
 def _longest(tau: Compiled, dtau: Compiled, kappa: Compiled, dkappa: Compiled) -> Compiled:
     """The longest step up to one that keeps tau and kappa nonnegative."""
     most = select(dtau < 0.0, smaller(-tau / dtau, 1.0), 1.0)

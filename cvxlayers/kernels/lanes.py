@@ -60,11 +60,6 @@ def compiled(function: Any) -> Any:
     return kernel
 
 
-def inlined(function: Any) -> Any:
-    """Compile as a part of the one function that calls it."""
-    return njit(function, inline="always")
-
-
 def emitted(function: Any) -> Any:
     """A function of compiled code that emits its own instructions."""
     return intrinsic(function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvxlayers.kernels.cones import center, enter, rescale
-from cvxlayers.kernels.lanes import Compiled, compiled, full, inlined, load, part, store, vector
+from cvxlayers.kernels.lanes import Compiled, compiled, full, load, part, store, vector
 from cvxlayers.kernels.ldl import factor, refine
 from cvxlayers.kernels.memory import AX, AZ, CONSTANT, LEFT, OFFSET, PX, RHS, STEP, TRIAL, VALUES, XZ, B, Q, S
 from cvxlayers.kernels.system import dot
@@ -14,27 +14,21 @@ EXACT = 1e-13
 """The relative residual of K that is refined no further."""
 
 
-@inlined
-def solve(system: Compiled, memory: Compiled, options: Compiled, out: Compiled) -> None:
-    """out = K^-1 rhs."""
-    values, rhs, left, trial = vector(memory, VALUES), vector(memory, RHS), vector(memory, LEFT), vector(memory, TRIAL)
-    refine(system.symbolic, values, memory.factors, rhs, out, left, trial, options.refinements, EXACT)
-
-
 @compiled
 def constant(system: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, out: Compiled) -> None:
     """out = K^-1 (-q_part q, b_part b, 0)."""
     n, m, rhs, q, b = system.n, system.m, vector(memory, RHS), vector(memory, Q), vector(memory, B)
+    left, trial = vector(memory, LEFT), vector(memory, TRIAL)
     for j in range(n):
         store(rhs, j, -q_part * load(q, j))
     for i in range(m):
         store(rhs, n + i, b_part * load(b, i))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    solve(system, memory, options, out)
+    refine(system.symbolic, vector(memory, VALUES), memory.factors, rhs, out, left, trial, options.refinements, EXACT)
 
 
-@inlined
+@compiled
 def start(
     system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> None:  # fmt: skip
@@ -72,14 +66,14 @@ def direction(
     """(dx, dz) into ``step``; returns dtau and dkappa. ``slope`` is the denominator of dtau."""
     n, m, rhs, step, fixed = system.n, system.m, vector(memory, RHS), vector(memory, STEP), vector(memory, CONSTANT)
     q, b, s, offset = vector(memory, Q), vector(memory, B), vector(memory, S), vector(memory, OFFSET)
-    Px, Az, Ax = vector(memory, PX), vector(memory, AZ), vector(memory, AX)
+    Px, Az, Ax, left, trial = vector(memory, PX), vector(memory, AZ), vector(memory, AX), vector(memory, LEFT), vector(memory, TRIAL)
     for j in range(n):
         store(rhs, j, -f * (load(Px, j) + load(Az, j) + load(q, j) * tau))
     for i in range(m):
         store(rhs, n + i, load(offset, i) - f * (load(Ax, i) + load(s, i) - load(b, i) * tau))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    solve(system, memory, options, step)
+    refine(system.symbolic, vector(memory, VALUES), memory.factors, rhs, step, left, trial, options.refinements, EXACT)
     change = f * r_tau - r_kappa / tau + dot(q, part(step, 0, n)) + dot(b, part(step, n, n + m)) + 2.0 * dot(Px, part(step, 0, n)) / tau
     dtau = change / slope
     for k in range(n + m):

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.interior import solve_block
-from cvxlayers.kernels.lanes import LANES, Compiled, compiled, vector
-from cvxlayers.kernels.memory import REPORT, S_FOUND, VALUES, X_FOUND, Z_FOUND, B, Memory, Options, Q
+from cvxlayers.kernels.interior import solve_blocks
+from cvxlayers.kernels.memory import Memory, Options
 from cvxlayers.kernels.nonnegative import Linear
-from cvxlayers.kernels.rows import blocks_of, gather, scatter
+from cvxlayers.kernels.rows import blocks_of
 from cvxlayers.kernels.second_order import SecondOrder
 from cvxlayers.kernels.semidefinite import Semidefinite
-from cvxlayers.kernels.system import System, clear
+from cvxlayers.kernels.system import System
 from cvxlayers.kernels.threads import run
 from cvxlayers.kernels.three_dimensional import ThreeDimensional
 
@@ -47,37 +46,10 @@ def solve_programs(
     rows = len(q)
     found = np.empty((rows, system.n)), np.empty((rows, system.m)), np.empty((rows, system.m)), np.empty((rows, 2))
 
+    rows_of = (P, q, A, b, *found)
+
     def task(first: int, last: int) -> None:
-        _solve_blocks(first, last, system, options, cones.degree, Memory.of(system), P, q, A, b, *found, *cones.memory())
+        solve_blocks(first, last, system, options, cones.degree, Memory.of(system), rows_of, *cones.memory())
 
     run(task, blocks_of(rows), jobs)
     return found
-
-
-@compiled
-def _gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compiled) -> None:
-    """target[places[k], j] = source[LANES * block + j, k]; the last row stands for all beyond it."""
-    rows, entries = source.shape
-    for j in range(LANES):
-        row = min(LANES * block + j, rows - 1)
-        for k in range(entries):
-            target[places[k], j] = source[row, k]
-
-
-@compiled
-def _solve_blocks(
-    first: Compiled, last: Compiled, system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, P: Compiled, q: Compiled,
-    A: Compiled, b: Compiled, x: Compiled, z: Compiled, s: Compiled, report: Compiled, linear: Compiled, so: Compiled,
-    three: Compiled, sd: Compiled,
-) -> None:  # fmt: skip
-    for block in range(first, last):
-        clear(vector(memory, VALUES))
-        _gather_at(P, block, system.P_entries, vector(memory, VALUES))
-        _gather_at(A, block, system.A_entries, vector(memory, VALUES))
-        gather(q, block, vector(memory, Q))
-        gather(b, block, vector(memory, B))
-        solve_block(system, options, degree, memory, linear, so, three, sd)
-        scatter(vector(memory, X_FOUND), block, x)
-        scatter(vector(memory, Z_FOUND), block, z)
-        scatter(vector(memory, S_FOUND), block, s)
-        scatter(vector(memory, REPORT), block, report)

@@ -20,6 +20,16 @@ def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
 
 
 @compiled
+def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compiled) -> None:
+    """target[places[k], j] = source[LANES * block + j, k], as `gather`."""
+    rows, entries = source.shape
+    for j in range(LANES):
+        row = min(LANES * block + j, rows - 1)
+        for k in range(entries):
+            target[places[k], j] = source[row, k]
+
+
+@compiled
 def scatter(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[LANES * block + j, k] = source[k, j] for the rows that exist; source (entries, LANES), target (rows, entries)."""
     rows, entries = target.shape

@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cvxlayers.cones import NonNegative, Semidefinite, Zero
+from cvxlayers.errors import warn
 from cvxlayers.program import Pattern
 from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
@@ -82,13 +83,24 @@ def get(name: str | None, solver_args: Mapping[str, Any] | None = None, pattern:
     or the solver cannot take the pattern.
     """
     asked = named(name, solver_args)
-    cls = find(asked if asked is not None else choose(pattern) if pattern is not None else "CLARABEL")
+    cls = find(asked) if asked is not None else _serving(choose(pattern) if pattern is not None else "CLARABEL")
     if pattern is not None:
         missing = lacks(cls, pattern)
         if missing:
             able = ", ".join(repr(other) for other in REGISTRY if _can(other, pattern))
             raise ValueError(f"solver {cls.name!r} cannot handle {missing}; try {able}")
     return configure(cls, solver_args)
+
+
+def _serving(name: str) -> type[Solver]:
+    """The solver that was chosen; Clarabel in the place of INTERIOR where numba cannot load, which is said once."""
+    if name != "INTERIOR":
+        return find(name)
+    try:
+        return find(name)
+    except ImportError as error:
+        warn(f"numba cannot be loaded ({error}); the solver CLARABEL takes the place of INTERIOR, more slowly", RuntimeWarning)
+        return find("CLARABEL")
 
 
 def lacks(cls: type[Solver], pattern: Pattern) -> str:
