@@ -25,6 +25,7 @@ from cvxlayers.control.transcription import Transcription
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once
 DECREASE = 1e-4  # share of the merit's slope that a step must gain
 CLOSE = 0.1  # from this violation on Newton steps are tried
+FORGET = 0.1  # what remains of the last penalty at least
 GAIN = 0.5  # what they must leave at most of it
 
 
@@ -207,7 +208,8 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     direction = target - tau
 
     dual = xp.max(xp.abs(y), axis=-1)
-    penalty = xp.maximum(point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
+    # above the multipliers, for the merit to be exact; a first large value is forgotten, for it would keep later steps short
+    penalty = xp.maximum(FORGET * point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
     held = excess(program, tau, at.f, at.g, at.h)
     violated = _violation(layout, held)
     here = objective(program, transcription, tau, held) + penalty * violated
