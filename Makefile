@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types units docs bench race clean
+.PHONY: demo demo-control test lint types units docs bench race clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python examples/tune_regression.py
+
+demo-control: .venv/demo.stamp
+	$(BIN)/python examples/pendulum_mpc.py
 
 test: lint types units
 

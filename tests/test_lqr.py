@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.linalg import solve_discrete_are
 
 from cvxlayers.control import lqr
 from cvxlayers.errors import InaccurateWarning
@@ -255,17 +256,14 @@ def test_a_horizon_is_needed_and_must_agree() -> None:
         lqr(*problem(2, 1, 5, (2,), "bbbb"), horizon=6)
 
 
-def test_the_infinite_horizon() -> None:
-    """A long horizon finds the gain of the algebraic Riccati equation, of which the published value is 1.80312."""
-    rng = np.random.default_rng(0)
-    A, B = _published(rng, 4, 2)
-    from scipy.linalg import solve_discrete_are
-
-    P = solve_discrete_are(A, B, np.eye(4), np.eye(2))
-    u = lqr(2 * np.eye(6), np.zeros(6), np.concatenate([A, B], axis=1), np.zeros(4), np.eye(4), horizon=300).u[0]
-    np.testing.assert_allclose(u.T, -np.linalg.solve(np.eye(2) + B.T @ P @ B, B.T @ P @ A), atol=1e-10)
-
-
-def _published(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    A = rng.standard_normal((n, n))
-    return A / abs(np.linalg.eigvals(A)).max(), rng.standard_normal((n, m))
+@pytest.mark.parametrize(("n", "m", "seed", "value"), [(4, 2, 0, 1.80312), (8, 2, 1, 6.03756)])
+def test_the_infinite_horizon(n: int, m: int, seed: int, value: float) -> None:
+    """A long horizon finds the cost-to-go of the two systems of Agrawal, Barratt, Boyd, Stellato, "Learning convex optimization control
+    policies", 2020, whose mean cost under noise of covariance I/4 is published, and the gain of the algebraic Riccati equation."""
+    rng = np.random.RandomState(seed)
+    A = rng.randn(n, n)
+    A, B = A / abs(np.linalg.eigvals(A)).max(), rng.randn(n, m)
+    plan = lqr(2 * np.eye(n + m), np.zeros(n + m), np.concatenate([A, B], axis=1), np.zeros(n), np.eye(n), horizon=400)
+    assert abs(np.sum(plan.cost) / 4 - value) < 1e-5  # the trace of P / 4
+    P = solve_discrete_are(A, B, np.eye(n), np.eye(m))
+    np.testing.assert_allclose(plan.u[0].T, -np.linalg.solve(np.eye(m) + B.T @ P @ B, B.T @ P @ A), atol=1e-9)

@@ -24,7 +24,8 @@ from cvxlayers.control.transcription import Transcription
 
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once
 DECREASE = 1e-4  # share of the merit's slope that a step must gain
-CLOSE = 1e-2  # from this violation on Newton steps are tried
+CLOSE = 0.1  # from this violation on Newton steps are tried
+FORGET = 0.1  # what remains of the last penalty at least
 GAIN = 0.5  # what they must leave at most of it
 
 
@@ -207,7 +208,8 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     direction = target - tau
 
     dual = xp.max(xp.abs(y), axis=-1)
-    penalty = xp.maximum(point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
+    # above the multipliers, for the merit to be exact; a first large value is forgotten, for it would keep later steps short
+    penalty = xp.maximum(FORGET * point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
     held = excess(program, tau, at.f, at.g, at.h)
     violated = _violation(layout, held)
     here = objective(program, transcription, tau, held) + penalty * violated
@@ -221,12 +223,35 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     # the first that is fine, the last where none is
     taken = xp.max(xp.where(fine, lengths[:, None], xp.zeros_like(merits)), axis=0)
     taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
-    tau = tau + taken[None, :, None] * direction
+    stopped = rows & (taken < 1)
+    target = tau + taken[None, :, None] * direction
+    if _may(verbs, stopped):
+        reached = xp.min(xp.where(lengths[:, None] == taken, merits, merits * 0 + np.inf), axis=0)
+        target = _bent(program, transcription, trials, penalty, allowed, xp.where(stopped, reached, reached - np.inf), target)
+    tau = target
     y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
     violation = measured(program, maps, tau, y)
     return point._replace(
         tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, taken * 0 + 1, taken * 0)
     )
+
+
+def _bent(program: Program, transcription: Transcription, trials: Any, penalty: Any, allowed: Any, reached: Any, target: Any) -> Any:
+    """``target``, or where its merit is below ``reached`` the best rollout of the trials' controls, which bends with the dynamics.
+
+    On curved dynamics straight steps would otherwise stay short (the Maratos effect).
+    """
+    xp = backend_of(trials).verbs.xp
+    rolled = ilqr.rollout(program, ilqr.clipped(program, trials[..., program.layout.n :]))
+    merits = _merit(program, transcription, rolled, penalty)
+    merits = xp.where((merits <= allowed) & ~xp.isnan(merits), merits, xp.zeros_like(merits) + np.inf)
+    least = xp.min(merits, axis=0)
+    first = (merits == least) & (least < reached)
+    weights = xp.where(first, xp.ones_like(merits), xp.zeros_like(merits))
+    weights = weights / xp.maximum(xp.sum(weights, axis=0), xp.ones_like(least))  # of equal ones the mean, which is each of them
+    chosen = weights[:, None, :, None]
+    moved = xp.sum(xp.where(chosen > 0, chosen * rolled, xp.zeros_like(rolled)), axis=0)
+    return xp.where((least < reached)[None, :, None], moved, target)
 
 
 def _merit(program: Program, transcription: Transcription, tau: Any, penalty: Any) -> Any:
