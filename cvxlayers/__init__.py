@@ -9,9 +9,11 @@ The floors, from the ground up (imports point downward only):
 5. ``conic``: ConicLayer, the differentiable cone program
 6. ``layer``, ``conic_map``: what adapters see (``host``), a CVXPY problem or a cone program as a map on arrays; ``rules``: its derivatives;
    ``interface``: the arguments of a layer and of a call
-7. ``torch``, ``jax``, ``tensorflow``: one file per framework
+7. ``control``: LQR and MPC as calls of the cone program, DCEM; it reaches a framework through ``backend`` alone, as ``topk`` (soft top-k)
+   and ``implicit`` (implicit functions) do
+8. ``torch``, ``jax``, ``tensorflow``: one package per framework, its layers, its rules of differentiation, its verbs
 
-Beside them, on what ``backend`` says of a framework alone: ``topk`` (soft top-k), ``implicit`` (implicit functions), ``control``.
+``kernels`` are compiled loops (numba) for the batch, loaded by name through ``compiled``; nothing breaks without them.
 """
 
 from __future__ import annotations

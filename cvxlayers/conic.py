@@ -148,9 +148,12 @@ class ConicLayer:
         program, missing, valid = self._settle_data(program, ~good)
         if missing is not None:
             solution = replace(solution, s=np.where(missing, 1.0, solution.s))
-        if not valid.any():
-            return spread(take(solution, valid), valid, np.nan)
-        moved = spread(adjoint.newton(self.kkt, take(program, valid), take(solution, valid), reach=np.inf), valid, np.nan)
+        if valid is None:
+            moved = adjoint.newton(self.kkt, program, solution, reach=np.inf)
+        elif valid.any():
+            moved = spread(adjoint.newton(self.kkt, take(program, valid), take(solution, valid), reach=np.inf), valid, np.nan)
+        else:
+            moved = spread(take(solution, valid), valid, np.nan)
         return moved if missing is None else replace(moved, s=np.where(missing, np.inf, moved.s))
 
     def certify(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> Certificate:
