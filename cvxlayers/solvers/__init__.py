@@ -22,6 +22,7 @@ them when the layer is built, not in a call.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,9 @@ REGISTRY = MappingProxyType(
 FILES = MappingProxyType({"INTERIOR": "interior_cpu"})
 """The files of solvers that do not bear their names."""
 
+EXTRAS = frozenset({"ECOS", "DIFFCP"})
+"""The solvers that an extra of that name installs."""
+
 
 def find(name: str) -> type[Solver]:
     """The class of a solver by its name, in any case; imports its package.
@@ -52,7 +56,8 @@ def find(name: str) -> type[Solver]:
     try:
         module = import_module(f"{__name__}.{FILES.get(key, key.lower())}")
     except ModuleNotFoundError as error:
-        package, extra = str(error.name).partition(".")[0], f"cvxlayers[{key.lower()}]"
+        package = str(error.name).partition(".")[0]
+        extra = f"cvxlayers[{key.lower()}]" if key in EXTRAS else package
         raise ImportError(f"solver {key!r} needs the package {package!r}; pip install {extra}", name=error.name) from error
     return getattr(module, REGISTRY[key])
 
@@ -90,8 +95,13 @@ def _serving(name: str) -> type[Solver]:
     try:
         return find(name)
     except ImportError as error:
-        warn(f"numba cannot be loaded ({error}); the solver CLARABEL takes the place of INTERIOR, more slowly", RuntimeWarning)
+        _warn_once(f"numba cannot be loaded ({error}); the solver CLARABEL takes the place of INTERIOR, more slowly")
         return find("CLARABEL")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warn(message, RuntimeWarning)
 
 
 def lacks(cls: type[Solver], pattern: Pattern) -> str:
