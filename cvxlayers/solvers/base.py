@@ -34,7 +34,7 @@ class Solver(ABC):
     """The name a user writes."""
     cones: ClassVar[frozenset[type[Cone]]]
     """The cones it takes."""
-    semidefinite_order: ClassVar[float] = float("inf")
+    semidefinite_order: ClassVar[int] = 1 << 31
     """The largest order of a semidefinite cone that it takes."""
     quadratic: ClassVar[bool]
     """Whether it takes a quadratic objective P."""

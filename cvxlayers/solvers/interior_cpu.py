@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -84,7 +84,8 @@ class Interior(Solver):
         """Solve every row in a lane of its own; ``start`` means nothing to it."""
         system, cones = _layout(pattern)
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
-        options = Options(*(self.settings[name] for name in names))
+        settings: Any = self.settings
+        options = Options(*(settings[name] for name in names))
         x, z, s, report = solve_programs(
             system,
             cones,
