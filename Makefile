@@ -40,7 +40,7 @@ bench: .venv/bench.stamp
 	touch $@
 
 .venv/test.stamp: .venv/pip.stamp setup.cfg constraints.txt
-	$(INSTALL) --editable '.[torch,jax,tensorflow,ecos,diffcp,ray,examples,test]'
+	$(INSTALL) --editable '.[torch,jax,tensorflow,ecos,diffcp,moreau,ray,examples,test]'
 	touch $@
 
 .venv/docs.stamp: .venv/pip.stamp setup.cfg constraints.txt

@@ -7,7 +7,8 @@ The floors, from the ground up (imports point downward only):
 3. ``kkt`` (the linear system at a solution), ``canonicalize`` (CVXPY problem -> cone program), ``solvers``
 4. ``adjoint``: vjp and jvp of (P, q, A, b) -> (x, y, s)
 5. ``conic``: ConicLayer, the differentiable cone program
-6. ``layer``, ``conic_map``: what adapters see (``host``), a CVXPY problem or a cone program as a map on arrays
+6. ``layer``, ``conic_map``: what adapters see (``host``), a CVXPY problem or a cone program as a map on arrays; ``rules``: its derivatives;
+   ``interface``: the arguments of a layer and of a call
 7. ``torch``, ``jax``, ``tensorflow``: one file per framework
 """
 

@@ -17,12 +17,13 @@ singular at every solution (Agrawal, Barratt, Boyd, Busseti, Moursi, "Differenti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, Solved
-from cvxlayers.program import ConeProgram, Pattern, Solution, join, take
+from cvxlayers.program import ConeProgram, Solution, join, take
 
 REACH = 1e-3  # a Newton step longer than this, relative to 1 + |v|, follows a null direction: the minimum-norm step is taken
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
@@ -58,14 +59,12 @@ def vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution)
     All arrays are NumPy float64 with one batch axis; the solution satisfies the optimality conditions. The cotangent of P is that of
     its stored upper triangle: off-diagonal entries collect both symmetric halves.
     """
-    parts = [_vjp(kkt, take(program, rows), take(solution, rows), take(cotangent, rows)) for rows in kkt.chunks(len(program.q))]
-    return join([p for p, _ in parts]), join([c for _, c in parts])
+    return _by_chunks(_vjp, kkt, program, solution, cotangent)
 
 
 def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
     """Push a tangent of (P, q, A, b) forward to (x, y, s); arrays as in `vjp`."""
-    parts = [_jvp(kkt, take(program, rows), take(solution, rows), take(tangent, rows)) for rows in kkt.chunks(len(program.q))]
-    return join([s for s, _ in parts]), join([c for _, c in parts])
+    return _by_chunks(_jvp, kkt, program, solution, tangent)
 
 
 def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> tuple[Solution, Certificate]:
@@ -77,8 +76,7 @@ def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProg
 
     ddy = U diag(sqrt d) t + c, dds = r - A ddx + c. Raises ValueError where the cone's projection has no second derivative.
     """
-    parts = [_second_jvp(kkt, *(take(r, rows) for r in (program, solution, one, two))) for rows in kkt.chunks(len(program.q))]
-    return join([s for s, _ in parts]), join([c for _, c in parts])
+    return _by_chunks(_second_jvp, kkt, program, solution, one, two)
 
 
 def second_vjp(
@@ -92,14 +90,21 @@ def second_vjp(
 
     Raises ValueError where the cone's projection has no second derivative.
     """
-    parts = [_second_vjp(kkt, *(take(r, rows) for r in (program, solution, cotangent, tangent))) for rows in kkt.chunks(len(program.q))]
-    return join([p for p, _ in parts]), join([c for _, c in parts])
+    return _by_chunks(_second_vjp, kkt, program, solution, cotangent, tangent)
 
 
 def newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary."""
-    parts = [_newton(kkt, take(program, rows), take(solution, rows)) for rows in kkt.chunks(len(program.q))]
-    return join(parts)
+    return _by_chunks(_newton, kkt, program, solution)[0]
+
+
+def _by_chunks(rule: Any, kkt: KKT, *records: Any) -> Any:
+    """The records that ``rule`` returns, chunk by chunk of the rows."""
+    chunks = kkt.chunks(len(records[0].q))
+    if len(chunks) == 1:
+        return rule(kkt, *records)
+    parts = [rule(kkt, *(take(record, rows) for record in records)) for rows in chunks]
+    return tuple(join(list(each)) for each in zip(*parts, strict=True))
 
 
 def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
@@ -107,7 +112,7 @@ def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution
     top = cotangent.x - kkt.products.AT(program.A, cotangent.s)
     solved, u, w = _solve(kkt, program, derivative, top, cotangent.y)
     w = w + cotangent.s
-    return _outer(kkt.pattern, solution.x, solution.y, u, w), Certificate(solved.residual, solved.fallback, margin)
+    return _outer(kkt, solution.x, solution.y, u, w), Certificate(solved.residual, solved.fallback, margin)
 
 
 def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
@@ -120,9 +125,9 @@ def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgra
     return Solution(dx, dy, ds), Certificate(solved.residual, solved.fallback, margin)
 
 
-def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
+def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> tuple[Solution]:
     products, x, y, s = kkt.products, solution.x, solution.y, solution.s
-    derivative, _ = _linearize(kkt, solution)
+    derivative = kkt.dual_cone.derivative(y - s) if not kkt.products.linear else _linearize(kkt, solution)[0]
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
     v = y - s
@@ -130,7 +135,7 @@ def _newton(kkt: KKT, program: ConeProgram, solution: Solution) -> Solution:
     _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, reach)
     v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
-    return Solution(x + dx, y, y - v, solution.status, solution.iterations)
+    return (Solution(x + dx, y, y - v, solution.status, solution.iterations),)
 
 
 def _second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> tuple[Solution, Certificate]:
@@ -154,8 +159,8 @@ def _second_vjp(
     c = kkt.dual_cone.second(solution.y - solution.s, moved.y - moved.s, inner)
     top = products.AT(program.A, c) - products.P(tangent.P, u) - products.AT(tangent.A, w)
     solved, du, dw = _solve(kkt, program, derivative, top, c - products.A(tangent.A, u))
-    one = _outer(kkt.pattern, solution.x, solution.y, du, dw - c)
-    two = _outer(kkt.pattern, moved.x, moved.y, u, w)
+    one = _outer(kkt, solution.x, solution.y, du, dw - c)
+    two = _outer(kkt, moved.x, moved.y, u, w)
     return ConeProgram(one.P + two.P, one.q, one.A + two.A, one.b), _worst(margin, solved, pulled, below)
 
 
@@ -165,8 +170,13 @@ def _worst(margin: np.ndarray, *solves: Solved | Certificate) -> Certificate:
     return Certificate(residual, np.any([solve.fallback for solve in solves], axis=0), margin)
 
 
-def _outer(pattern: Pattern, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray) -> ConeProgram:
+def _outer(kkt: KKT, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray) -> ConeProgram:
     """dP = -(u x' + x u')/2, dq = -u, dA = -(y u' + w x'), db = w, on the stored entries."""
+    pattern, passes = kkt.pattern, kkt.products.passes
+    if passes is not None:
+        dP, dA = np.empty((len(x), pattern.nnzP)), np.empty((len(x), pattern.nnzA))
+        passes.outer(x, y, u, w, pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices, dP, dA)
+        return ConeProgram(dP, -u, dA, w)
     rows, columns = pattern.P_indices, pattern.P_columns
     dP = -(u[:, rows] * x[:, columns] + x[:, rows] * u[:, columns]) * np.where(rows == columns, 0.5, 1.0)
     rows, columns = pattern.A_indices, pattern.A_columns
@@ -175,6 +185,10 @@ def _outer(pattern: Pattern, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.
 
 
 def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
+    if kkt.products.linear and kkt.products.passes is not None:
+        values, margin = np.empty(solution.y.shape), np.empty(len(solution.y))
+        kkt.products.passes.linearize(solution.y, solution.s, kkt.products.kind, values, margin)
+        return Derivative(values), margin
     v = solution.y - solution.s
     size = 1 + np.max(abs(v), axis=1, initial=0.0)
     return kkt.dual_cone.derivative(v), kkt.dual_cone.margin(v) / size

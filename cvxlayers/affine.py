@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse as sp
 
 from cvxlayers.canonical import Canonical
 from cvxlayers.program import ConeProgram
+from cvxlayers.row_map import RowMap
 
 
 class Affine:
@@ -16,32 +16,34 @@ class Affine:
 
     def __init__(self, canonical: Canonical) -> None:
         self.canonical = canonical
-        self.starts = np.cumsum([0, *(spec.size for spec in canonical.parameters)])
+        self._sizes = [spec.size for spec in canonical.parameters]
+        self.starts = np.cumsum([0, *self._sizes])
         pattern = canonical.pattern
         edges = np.cumsum([0, pattern.nnzP, pattern.n, pattern.nnzA, pattern.m, 1]).tolist()
         self._parts = [slice(*ends) for ends in zip(edges, edges[1:], strict=False)]
         self._constant = canonical.M[:, [-1]].toarray().T
-        self._columns: dict[tuple[int, ...], tuple[sp.csr_matrix, sp.csr_matrix]] = {}
+        self._zero = np.zeros_like(self._constant)
+        self._maps: dict[tuple[int, ...], RowMap] = {}
 
     def program(self, inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, np.ndarray]:
         """M [p; 1]: a flat batch of programs and the constants of their objectives, (rows,)."""
-        return self._split(self._constant + self._apply(range(len(inputs)), inputs, batched, rows))
+        return self._split(self._apply(self._constant, range(len(inputs)), inputs, batched, rows))
 
     def push(self, which: Sequence[int], tangents: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> ConeProgram:
         """The tangent of the programs when the parameters ``which`` move along ``tangents``."""
-        return self._split(self._apply(which, tangents, batched, rows))[0]
+        return self._split(self._apply(self._zero, which, tangents, batched, rows))[0]
 
     def pull(self, gradient: ConeProgram, which: Sequence[int], batched: Sequence[bool]) -> dict[int, np.ndarray]:
         """The cotangents of the parameters ``which``, flat, from that of the programs; a shared parameter collects all rows."""
-        stacked = np.concatenate([gradient.P, gradient.q, gradient.A, gradient.b], axis=1)
+        parts = (gradient.P, gradient.q, gradient.A, gradient.b)
         found: dict[int, np.ndarray] = {}
         for group in (True, False):
             chosen = tuple(k for k, own in zip(which, batched, strict=True) if own == group)
             if chosen:
-                _, MT = self._map(chosen)
-                pulled = (MT @ (stacked if group else stacked.sum(axis=0, keepdims=True)).T).T
-                edges = np.cumsum([self.starts[k + 1] - self.starts[k] for k in chosen])[:-1]
-                found.update(zip(chosen, np.split(pulled, edges, axis=1), strict=True))
+                pulled, end = self._map(chosen).adjoint(parts, shared=not group), 0
+                for k in chosen:
+                    start, end = end, end + self._sizes[k]
+                    found[k] = pulled[:, start:end]
         return found
 
     def may_be_missing(self) -> tuple[np.ndarray, np.ndarray]:
@@ -54,23 +56,23 @@ class Affine:
             may[row, entries.col[~(allowed[entries.row] & (sign * entries.data > 0))]] = False
         return may[0], may[1]
 
-    def _apply(self, which: Sequence[int], inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> np.ndarray:
-        total = np.zeros((rows, self._constant.size))
+    def _apply(
+        self, base: np.ndarray, which: Sequence[int], inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int
+    ) -> np.ndarray:
         for group in (False, True):
-            chosen = [i for i, own in enumerate(batched) if own == group]
+            chosen = [i for i, own in enumerate(batched) if own is group]
             if chosen:
-                M, _ = self._map(tuple(which[i] for i in chosen))
-                total += (M @ np.concatenate([inputs[i] for i in chosen], axis=1).T).T
-        return total
+                p = inputs[chosen[0]] if len(chosen) == 1 else np.concatenate([inputs[i] for i in chosen], axis=1)
+                base = self._map(tuple(which[i] for i in chosen))(p, base)
+        return base if len(base) == rows else np.repeat(base, rows, axis=0)
 
     def _split(self, stacked: np.ndarray) -> tuple[ConeProgram, np.ndarray]:
         P, q, A, b, constant = (stacked[:, part] for part in self._parts)
         return ConeProgram(P, q, A, b), constant[:, 0]
 
-    def _map(self, which: tuple[int, ...]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """The columns of M that belong to the parameters ``which``, and their transpose; kept, for a layer sees few combinations."""
-        if which not in self._columns:
+    def _map(self, which: tuple[int, ...]) -> RowMap:
+        """The columns of M that belong to the parameters ``which``; kept, for a layer sees few combinations."""
+        if which not in self._maps:
             columns = np.concatenate([np.arange(self.starts[k], self.starts[k + 1]) for k in which])
-            M = self.canonical.M[:, columns].tocsr()
-            self._columns[which] = (M, M[:-1].T.tocsr())
-        return self._columns[which]
+            self._maps[which] = RowMap(self.canonical.M[:, columns])
+        return self._maps[which]

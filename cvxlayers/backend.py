@@ -8,16 +8,46 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 
 @dataclass(frozen=True)
+class Verbs:
+    """What algorithms written once for every framework need of one, beyond the names of the array-API standard.
+
+    xp                           the namespace of the standard: ``xp.sum(x, axis=-1)``, ``xp.linalg.solve(a, b)``
+    asarray(value, like)         a number or array as one of the dtype and the device of ``like``
+    stop(x)                      x as a constant
+    vjp(f, x)                    f(x) and its pullback g -> (f'(x)* g,), which can be differentiated again
+    loop(going, body, state)     ``while going(*state): state = body(*state)``; has no derivative
+    scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
+    constant(f, ranks, *arrays)  the tuple f(*arrays) as constants; f may branch on values. f broadcasts the axes in front of the last
+                                 ``ranks[i]`` of each array; mapped axes (vmap) are put there
+    sigmoid(x)                   1 / (1 + exp(-x)), to full relative accuracy
+    normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
+    call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
+    """
+
+    xp: Any
+    asarray: Callable[[Any, Any], Any]
+    stop: Callable[[Any], Any]
+    vjp: Callable[[Callable, Any], Any]
+    loop: Callable[[Callable, Callable, tuple], tuple]
+    scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
+    constant: Callable[..., tuple]
+    sigmoid: Callable[[Any], Any]
+    normal: Callable[[Any, Sequence[int], Any], Any]
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True)
 class Backend:
-    """The verbs of one framework.
+    """One framework.
 
     ``host(x)`` is x as a NumPy array of float64 or complex128 without history; ``resolution(x)`` the spacing of its dtype at one.
     """
@@ -25,21 +55,68 @@ class Backend:
     name: str
     host: Callable[[Any], np.ndarray]
     resolution: Callable[[Any], float]
+    verbs: Verbs
+
+
+REGISTERED = 2  # NumPy's mark of a dtype from elsewhere, such as the bfloat16 of JAX and TensorFlow
 
 
 def _numpy_host(x: Any) -> np.ndarray:
     array = np.asarray(x)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind not in "biufc" and array.dtype.isbuiltin != REGISTERED:
         raise ValueError(f"got an array of dtype {array.dtype}; wanted real or complex numbers")
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64, copy=False)
 
 
 def _numpy_resolution(x: Any) -> float:
     array = np.asarray(x)
+    if array.dtype.isbuiltin == REGISTERED:
+        return float(np.spacing(np.ones((), array.dtype)))
     return float(np.finfo(array.dtype).eps) if array.dtype.kind in "fc" else float(np.finfo(np.float64).eps)
 
 
-NUMPY = Backend("numpy", _numpy_host, _numpy_resolution)
+def unrolled_loop(going: Callable, body: Callable, state: tuple) -> tuple:
+    """`Verbs.loop` where values are at hand."""
+    while going(*state):
+        state = body(*state)
+    return state
+
+
+def unrolled_scan(stack: Callable) -> Callable[[Callable, Any, Any], tuple[Any, Any]]:
+    """`Verbs.scan` as a loop of Python's; ``stack`` joins arrays along a new leading axis."""
+
+    def scan(body: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, Any]:
+        steps = []
+        for x in zip(*xs, strict=True):
+            carry, y = body(carry, x)
+            steps.append(y)
+        return carry, tuple(stack(list(parts)) for parts in zip(*steps, strict=True))
+
+    return scan
+
+
+def _no_vjp(f: Callable, x: Any) -> Any:
+    raise TypeError("NumPy functions have no derivatives; call with PyTorch, JAX or TensorFlow arrays")
+
+
+def _numpy_call(core: Any, *params: Any, return_info: bool = False, **options: Any) -> Any:
+    outputs, info, _ = core.forward(params, importlib.import_module("cvxlayers.host").Options(**options))
+    return (tuple(outputs), info) if return_info else tuple(outputs)
+
+
+NUMPY_VERBS = Verbs(
+    xp=xp,
+    asarray=lambda value, like: np.asarray(value, dtype=np.asarray(like).dtype),
+    stop=lambda x: x,
+    vjp=_no_vjp,
+    loop=unrolled_loop,
+    scan=unrolled_scan(np.stack),
+    constant=lambda f, ranks, *arrays: f(*arrays),
+    sigmoid=lambda x: np.exp(-np.logaddexp(0, -x)),
+    normal=lambda seed, shape, like: np.random.default_rng(seed).standard_normal(shape).astype(np.asarray(like).dtype),
+    call=_numpy_call,
+)
+NUMPY = Backend("numpy", _numpy_host, _numpy_resolution, NUMPY_VERBS)
 BACKENDS = {"numpy": NUMPY}
 
 # The package that defines an array type -> the framework it belongs to, which is also the name of the file here that imports it.

@@ -9,6 +9,7 @@ one the ravel of its real part and then that of its imaginary part. M and R are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class ParameterSpec:
     @property
     def size(self) -> int:
         """How many entries of p it takes."""
-        return int(np.prod(self.shape)) * (2 if self.complex else 1)
+        return prod(self.shape) * (2 if self.complex else 1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class VariableSpec:
     @property
     def size(self) -> int:
         """How many entries of ``out`` it takes."""
-        return int(np.prod(self.shape)) * (2 if self.complex else 1)
+        return prod(self.shape) * (2 if self.complex else 1)
 
 
 @dataclass(frozen=True, eq=False)

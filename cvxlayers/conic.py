@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from cvxlayers import adjoint, failures, solvers
 from cvxlayers.adjoint import Certificate
 from cvxlayers.errors import Status, warn
+from cvxlayers.host import check_start, common_batch
 from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
 from cvxlayers.solvers.base import Solver
@@ -98,31 +100,32 @@ class ConicLayer:
         program, missing, valid = self._settle_data(program, invalid)
         start = self._start(solver, warm_start, batch, valid)
 
-        whole = bool(valid.all())
-        good = program if whole else take(program, valid)
+        good = program if valid is None else take(program, valid)
         solution, quality = judge(self.kkt, good, solver.solve(self.pattern, good, start), solver.tolerance)
-        if not whole:
+        if valid is not None:
             solution, quality = spread(solution, valid, np.nan), spread(quality, valid, np.nan)
             solution.status[~valid] = Status.INVALID_PARAMETER
-        status = solution.status
+        status, objective = solution.status, quality.objective
         if missing is not None:
             solution.s[missing] = np.inf
-        objective = np.where(status <= OK, quality.objective, np.nan)
-        objective[status == PRIMAL_INFEASIBLE] = np.inf
-        objective[status == DUAL_INFEASIBLE] = -np.inf
+        if status.any():
+            objective = np.where(status <= OK, objective, np.nan)
+            objective[status == PRIMAL_INFEASIBLE] = np.inf
+            objective[status == DUAL_INFEASIBLE] = -np.inf
         warm = np.zeros(len(status), dtype=bool)
         if start is not None:
-            warm[valid] = np.isfinite(start.x).all(axis=1)
+            warm[valid if valid is not None else slice(None)] = np.isfinite(start.x).all(axis=1)
+        found = shaped(solution, batch)
         info = Info(
-            status=status.reshape(batch),
+            status=found.status,
             objective=objective.reshape(batch),
             primal_residual=quality.primal.reshape(batch),
             dual_residual=quality.dual.reshape(batch),
             gap=quality.gap.reshape(batch),
-            iterations=solution.iterations.reshape(batch),
+            iterations=found.iterations,
             solver=solver.name,
             warm_started=warm.reshape(batch),
-            solution=shaped(solution, batch),
+            solution=found,
         )
         return solution, info
 
@@ -163,14 +166,16 @@ class ConicLayer:
 
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
         """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
+        program, solution, directions = _in_double(program), _in_double(solution), tuple(map(_in_double, directions))
         good = solution.status <= OK
-        program, missing, _ = self._settle_data(program, ~good)
+        whole = good.all()
+        program, missing, _ = self._settle_data(program, None)
         if missing is not None:
             solution = replace(solution, s=np.where(missing, 1.0, solution.s))
             directions = tuple(self._without(direction, missing) for direction in directions)
         records = (program, solution, *directions)
-        results = rule(self.kkt, *(records if good.all() else (take(record, good) for record in records)))
-        if not good.all():
+        results = rule(self.kkt, *(records if whole else (take(record, good) for record in records)))
+        if not whole:
             results = tuple(spread(r, good, np.nan if isinstance(r, Certificate) else 0.0) for r in results)
         if missing is not None:
             results = (self._without(results[0], missing), *results[1:])
@@ -178,14 +183,17 @@ class ConicLayer:
             failures.warn_gradient(results[1])
         return results
 
-    def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[ConeProgram, np.ndarray | None, np.ndarray]:
+    def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[ConeProgram, np.ndarray | None, np.ndarray | None]:
         """The program without missing bounds (b = inf in a nonnegative row: it becomes 0'x + s = 1), where they were, and the valid rows.
 
-        ``missing`` is (rows, m), None if there are none; valid rows (rows,) hold finite data and are not marked ``invalid``.
+        ``missing`` is (rows, m), None if there are none; valid rows (rows,) hold finite data and are not marked ``invalid``, None if all.
         """
-        valid = np.isfinite(program.P).all(1) & np.isfinite(program.q).all(1) & np.isfinite(program.A).all(1)
+        finite, missing, passes = self.kkt.products.finite, None, self.kkt.products.passes
+        if invalid is None and passes is not None and passes.all_finite(program.P, program.q, program.A, program.b):
+            return program, None, None
+        valid = finite(program.P, program.q, program.A)
+        valid = np.ones(len(program.q), dtype=bool) if valid is None else valid
         b_finite = np.isfinite(program.b)
-        missing = None
         if not b_finite.all():
             absent = (program.b == np.inf) & self.pattern.nonnegative
             valid &= (b_finite | absent).all(1)
@@ -195,7 +203,7 @@ class ConicLayer:
                 program = replace(program, A=A, b=np.where(absent, 1.0, program.b))
         if invalid is not None:
             valid &= ~invalid
-        return program, missing, valid
+        return program, missing, None if valid.all() else valid
 
     def _without(self, direction: Any, missing: np.ndarray) -> Any:
         """A tangent or cotangent without its part in missing rows."""
@@ -204,21 +212,16 @@ class ConicLayer:
         A = np.where(missing[:, self.pattern.A_indices], 0.0, direction.A)
         return replace(direction, A=A, b=np.where(missing, 0.0, direction.b))
 
-    def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray) -> Solution | None:
+    def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray | None) -> Solution | None:
         if info is None:
             return None
-        if not isinstance(info, Info):
-            raise ValueError(f"warm_start is a {type(info).__name__}; wanted the info of an earlier call (return_info=True)")
-        if info.status.shape != batch or info.solution.x.shape[-1] != self.pattern.n or info.solution.y.shape[-1] != self.pattern.m:
-            raise ValueError(
-                f"warm_start has batch shape {info.status.shape} and sizes {info.solution.x.shape[-1]}, {info.solution.y.shape[-1]}; "
-                f"wanted {batch} and {self.pattern.n}, {self.pattern.m}, as in the call that made it"
-            )
+        check_start(info, batch, self.pattern)
         if not solver.warm_start:
             return None
         cold = ~(info.status.reshape(-1, 1) <= OK)
+        rows = slice(None) if valid is None else valid
         x, y, s = (
-            np.where(cold, np.nan, a.reshape(len(cold), a.shape[-1]))[valid] for a in (info.solution.x, info.solution.y, info.solution.s)
+            np.where(cold, np.nan, a.reshape(len(cold), a.shape[-1]))[rows] for a in (info.solution.x, info.solution.y, info.solution.s)
         )
         return Solution(x, y, np.where(np.isinf(s), 1.0, s))
 
@@ -238,21 +241,16 @@ class ConicLayer:
             if array.ndim == 0 or array.shape[-1] != width:
                 raise ValueError(f"{name} has shape {array.shape}; wanted (*batch, {width}), the entries stored by the pattern")
         batch = common_batch([(name, a.shape[:-1]) for name, a in zip(names, arrays, strict=True)])
-        rows = int(np.prod(batch))
+        rows = prod(batch)
         flat = (np.broadcast_to(a.reshape(rows, w) if a.ndim > 1 else a, (rows, w)) for a, w in zip(arrays, widths, strict=True))
         return ConeProgram(*flat), batch
 
 
-def common_batch(shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
-    """The one batch shape that is not (); raises ValueError naming two that differ."""
-    found = [(name, shape) for name, shape in shapes if shape != ()]
-    for name, shape in found:
-        if shape != found[0][1]:
-            raise ValueError(
-                f"{found[0][0]} has batch shape {found[0][1]} and {name} has batch shape {shape}; wanted equal batch shapes, or none for "
-                "what all rows share"
-            )
-    return found[0][1] if found else ()
+def _in_double(record: Any) -> Any:
+    """The record with its x, y, s or P, q, A, b in float64; itself if they are."""
+    names = ("x", "y", "s") if isinstance(record, Solution) else ("P", "q", "A", "b")
+    odd = {name: array for name in names if (array := getattr(record, name)).dtype != np.float64}
+    return replace(record, **{name: np.asarray(a, dtype=np.float64) for name, a in odd.items()}) if odd else record
 
 
 def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
@@ -262,5 +260,5 @@ def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
 
 def flattened(solution: Solution, batch: tuple[int, ...]) -> Solution:
     """A solution in batch shape as a flat one."""
-    rows = int(np.prod(batch))
+    rows = prod(batch)
     return Solution(*(None if a is None else np.asarray(a).reshape((rows, *a.shape[len(batch) :])) for a in vars(solution).values()))

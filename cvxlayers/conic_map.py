@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers import failures
-from cvxlayers.backend import backend_of
-from cvxlayers.conic import ConicLayer, common_batch, flattened, shaped
+from cvxlayers.conic import ConicLayer, flattened, shaped
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution
 
@@ -65,17 +64,8 @@ class ConicMap(HostMap):
         return self._pushed(self.conic.second_jvp(saved.program, saved.solution, *directions), saved)
 
     def _program(self, params: Sequence[Any]) -> tuple[ConeProgram, tuple[bool, ...], tuple[int, ...]]:
-        if len(params) != 4:
-            raise ValueError(f"got {len(params)} arrays; wanted 4: P, q, A, b")
-        arrays = [np.array(backend_of(p).host(p), order="C") for p in params]  # copies: what is kept must be the values of this call
-        for port, array in zip(self.inputs, arrays, strict=True):
-            if array.ndim == 0 or array.shape[-1:] != port.shape or array.dtype.kind == "c":
-                raise ValueError(
-                    f"{port.name} has shape {array.shape} and dtype {array.dtype}; wanted real (*batch, {port.shape[0]}), the entries "
-                    "stored by the pattern"
-                )
-        batch = common_batch([(port.name, a.shape[:-1]) for port, a in zip(self.inputs, arrays, strict=True)])
-        batched = tuple(a.ndim > 1 for a in arrays)
+        arrays = [np.array(value, order="C") for value in self.values(params)]  # copies: what is kept must be the values of this call
+        batch, batched = self.batch(arrays)
         return ConeProgram(*self._flat(arrays, batched, int(np.prod(batch)))), batched, batch
 
     def _flat(self, arrays: Arrays, batched: Sequence[bool], rows: int) -> list[np.ndarray]:

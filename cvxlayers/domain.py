@@ -28,6 +28,12 @@ class Domain:
     definite: int = 0
     imaginary: bool = False
 
+    @property
+    def promises(self) -> bool:
+        """Whether anything is promised beyond numbers."""
+        bounded = self.lower is not None or self.upper is not None
+        return bounded or self.support is not None or self.symmetric or self.definite != 0 or self.imaginary
+
     def violations(self, value: np.ndarray, resolution: float) -> Iterator[tuple[Any, str, str]]:
         """For value (rows, *shape): yields (rows,) masks of broken promises, each with what was got in its first row and what was wanted.
 
@@ -63,24 +69,28 @@ class Domain:
             if broken.any():
                 yield broken, "a nonzero outside its sparsity pattern", "zero there"
         if self.symmetric or self.definite:
-            finite = np.where(np.isfinite(value), value, 0.0)
-            adjoint = np.conj(np.swapaxes(finite, -1, -2))
+            known = np.isfinite(value)
+            finite = value if known.all() else np.where(known, value, 0.0)
+            adjoint = np.swapaxes(finite, -1, -2)
+            adjoint = np.conj(adjoint) if np.iscomplexobj(value) else adjoint
             size = np.max(abs(finite), axis=axes, initial=0.0)
             gap = np.max(abs(finite - adjoint), axis=axes, initial=0.0)
             broken = gap > size * (1e-6 if resolution < COARSE else 1e-3)
             if broken.any():
                 yield broken, f"a difference of {gap[broken][0]:.2g} between S and S'", "a symmetric (Hermitian) matrix"
             if self.definite:
-                shift = (min(slack, 1e-3) * np.linalg.norm(finite, axis=(-2, -1)))[:, None, None] + np.finfo(float).tiny
-                tested = self.definite * (finite + adjoint) / 2 + shift * np.eye(value.shape[-1])
-                broken = ~np.array([_has_cholesky(tested[row]) for row in range(rows)], dtype=bool)
-                if broken.any():
+                shift = (min(slack, 1e-3) * np.linalg.norm(finite, axis=(-2, -1)))[:, None] + np.finfo(float).tiny
+                tested, diagonal = (finite + adjoint) * (self.definite / 2), np.arange(value.shape[-1])
+                tested[:, diagonal, diagonal] += shift
+                if not _has_cholesky(tested):
+                    broken = ~np.array([_has_cholesky(tested[row]) for row in range(rows)], dtype=bool)
                     sign = "positive" if self.definite > 0 else "negative"
                     worst = np.linalg.eigvalsh(self.definite * (finite + adjoint)[broken][0] / 2)[0] * self.definite
                     yield broken, f"an eigenvalue {worst:.2g}", f"a {sign} semidefinite matrix"
 
 
 def _has_cholesky(matrix: np.ndarray) -> bool:
+    """Whether a matrix, or all of several, (..., n, n), can be factored."""
     try:
         np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:

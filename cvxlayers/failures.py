@@ -69,6 +69,8 @@ def describe(info: Info, rows: np.ndarray, complaints: Mapping[int, str]) -> str
 
 def warn_gradient(certificate: Certificate) -> None:
     """Issue one GradientWarning that names the rows whose derivative is not an ordinary one, and why."""
+    if not certificate.fallback.any() and not certificate.kink.any():
+        return
     reasons = (
         (certificate.not_unique, "the solution is not unique or the system is singular: the minimum-norm least-squares derivative is used"),
         (certificate.kink, "the solution sits on a kink (strict complementarity fails): one of several one-sided derivatives is used"),
@@ -82,7 +84,9 @@ def warn_gradient(certificate: Certificate) -> None:
 
 def mask_failed(solution: Solution, status: np.ndarray, on_failure: str) -> Solution:
     """The flat solution with failed rows NaN, unless the policy is to return them."""
+    if on_failure == "return" or not status.any():
+        return solution
     failed = status > Status.INACCURATE
-    if on_failure == "return" or not failed.any():
+    if not failed.any():
         return solution
     return replace(solution, **{name: np.where(failed[:, None], np.nan, getattr(solution, name)) for name in ("x", "y", "s")})

@@ -10,7 +10,8 @@ dL/d(real) + i dL/d(imag).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,23 +19,26 @@ import numpy as np
 from cvxlayers import failures, solvers
 from cvxlayers.affine import Affine
 from cvxlayers.backend import backend_of
-from cvxlayers.conic import ConicLayer, common_batch, flattened
-from cvxlayers.errors import warn
+from cvxlayers.conic import ConicLayer, flattened
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Solution
-
-SPELLING = {"params": "parameters", "out": "variables", "outputs": "variables"}
+from cvxlayers.row_map import RowMap
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What the backward pass needs, arrays only: ``inputs`` (rows or 1, size) of M per parameter, the flat solution, the batch shape."""
+    """What the backward pass needs, arrays only: ``inputs`` (rows or 1, size) of M per parameter, the flat solution, the batch shape.
+
+    ``scale`` is the derivative of taking exponentials of some outputs, (rows, outputs), None where none is taken; ``program`` the flat
+    batch of cone programs, if it is at hand.
+    """
 
     inputs: tuple[np.ndarray, ...]
     batched: tuple[bool, ...]
     batch: tuple[int, ...]
     solution: Solution
-    scale: np.ndarray
+    scale: np.ndarray | None
+    program: ConeProgram | None = None
 
 
 class Layer(HostMap):
@@ -66,24 +70,9 @@ class Layer(HostMap):
         self._affine = Affine(self.canonical)
         self._missing = self._affine.may_be_missing()
         self._exponential = np.repeat([v.exp for v in self.canonical.variables], [v.size for v in self.canonical.variables])
-        self._RT = self.canonical.R.T.tocsr()
-
-    def values(self, params: Sequence[Any]) -> list[np.ndarray]:
-        """The parameters as NumPy float64 or complex128 arrays; raises ValueError for a wrong count or dtype."""
-        specs = self.canonical.parameters
-        if len(params) != len(specs):
-            names = ", ".join(repr(s.name) for s in specs)
-            raise ValueError(f"got {len(params)} parameter values; wanted {len(specs)}, one for each of {names or 'no parameters'}")
-        values = []
-        for spec, param in zip(specs, params, strict=True):
-            try:
-                value = backend_of(param).host(param)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"parameter '{spec.name}': {error}") from None
-            if value.dtype.kind == "c" and not spec.complex:
-                raise ValueError(f"parameter '{spec.name}' is real and got complex values; pass its real part, or declare it complex=True")
-            values.append(value)
-        return values
+        self._R = RowMap(self.canonical.R)
+        self._sizes = [spec.size for spec in self.canonical.variables]
+        self._promises = [spec.domain.promises for spec in self.canonical.parameters]
 
     def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Saved]:
         """The variables' values, each (*batch, *shape), what happened, and what the backward pass needs.
@@ -93,21 +82,18 @@ class Layer(HostMap):
         """
         failures.check_policy(options.on_failure)
         values = self.values(params)
-        resolutions = [backend_of(param).resolution(param) for param in params]
-        batch, batched = self._batch(values)
-        rows = int(np.prod(batch))
-        flat = [self._flatten(v, spec.shape) for v, spec in zip(values, self.canonical.parameters, strict=True)]
-        inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
-        invalid, complaints = self._check(flat, inputs, resolutions, rows)
+        batch, batched = self.batch(values)
+        rows = prod(batch)
+        inputs = self._inputs(values)
+        invalid, complaints = self._check(params, values, inputs, rows)
 
         program, constant = self._affine.program(inputs, batched, rows)
         solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid)
-        info = replace(info, objective=self._objective(info.objective, constant.reshape(batch)))
+        self._finish_objective(info.objective, constant.reshape(batch))
         failures.settle(info, options.on_failure, complaints)
-        shown = failures.mask_failed(solution, solution.status, options.on_failure)
-        out, scale = self._recover(shown)
-        kept = Solution(*(array.copy() for array in vars(solution).values()))  # info.solution is the caller's, who may change it
-        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale)
+        out, scale = self._recover(failures.mask_failed(solution, solution.status, options.on_failure))
+        kept = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's, who may change it
+        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale, program)
 
     def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""
@@ -139,18 +125,16 @@ class Layer(HostMap):
     def restore(self, params: Sequence[Any], solution: Solution) -> Saved:
         """What `forward` saved, from its parameters and the Solution (*batch, ...) alone: derivatives need nothing but arrays."""
         values = self.values(params)
-        batch, batched = self._batch(values)
-        flat = [self._flatten(v, spec.shape) for v, spec in zip(values, self.canonical.parameters, strict=True)]
-        inputs = tuple(self._input(v, spec) for v, spec in zip(flat, self.canonical.parameters, strict=True))
+        batch, batched = self.batch(values)
+        inputs = self._inputs(values)
         solution = flattened(solution, batch)
-        return Saved(inputs, batched, batch, solution, self._recover(solution)[1])
+        return Saved(inputs, batched, batch, solution, self._recover(solution)[1] if self._exponential.any() else None)
 
     def cotangent(self, saved: Saved, cotangents: Arrays) -> Solution:
         """The cotangent of the cone program's solution from those of the variables."""
-        pulled = (self._RT @ (self._join(cotangents, saved) * saved.scale).T).T
-        n = self.canonical.pattern.n
-        on_x, on_y = np.ascontiguousarray(pulled[:, :n]), np.ascontiguousarray(pulled[:, n:])
-        return Solution(on_x, on_y, np.zeros_like(on_y))
+        g = self._join(cotangents, saved)
+        pulled, n = self._R.adjoint([g if saved.scale is None else g * saved.scale]), self.canonical.pattern.n
+        return Solution(pulled[:, :n], pulled[:, n:], np.zeros((len(pulled), self.canonical.pattern.m)))
 
     def _tangent(self, saved: Saved, tangents: Arrays) -> ConeProgram:
         given = [k for k, tangent in enumerate(tangents) if tangent is not None]
@@ -167,12 +151,14 @@ class Layer(HostMap):
         return [self._unflatten(found[k], k, saved) if k in found else None for k in range(len(saved.inputs))]
 
     def _pushed(self, moved: Solution, saved: Saved) -> list[np.ndarray]:
-        out = (self.canonical.R @ np.concatenate([moved.x, moved.y], axis=1).T).T
-        return self._split(out * saved.scale, saved.batch)
+        out = self._R(np.concatenate([moved.x, moved.y], axis=1))
+        return self._split(out if saved.scale is None else out * saved.scale, saved.batch)
 
-    def _recover(self, solution: Solution) -> tuple[np.ndarray, np.ndarray]:
-        """R [x; y], exponentials taken, (rows, outputs), and the derivative of taking them."""
-        out = (self.canonical.R @ np.concatenate([solution.x, solution.y], axis=1).T).T
+    def _recover(self, solution: Solution) -> tuple[np.ndarray, np.ndarray | None]:
+        """R [x; y], exponentials taken, (rows, outputs), and the derivative of taking them, None where there are none."""
+        out = self._R(np.concatenate([solution.x, solution.y], axis=1))
+        if not self.canonical.gp:
+            return out, None
         scale = np.where(self._exponential, np.exp(np.where(self._exponential, out, 0.0)), 1.0)
         return np.where(self._exponential, scale, out), scale
 
@@ -182,30 +168,24 @@ class Layer(HostMap):
 
     def program(self, saved: Saved) -> ConeProgram:
         """The flat batch of cone programs behind a call."""
+        if saved.program is not None:
+            return saved.program
         return self._affine.program(saved.inputs, saved.batched, len(saved.solution.x))[0]
-
-    def _batch(self, values: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        shapes = []
-        for position, (spec, value) in enumerate(zip(self.canonical.parameters, values, strict=True), 1):
-            lead = value.ndim - len(spec.shape)
-            if lead < 0 or value.shape[lead:] != spec.shape:
-                wanted = f"{spec.shape} or (*batch{''.join(f', {size}' for size in spec.shape)})"
-                raise ValueError(f"parameter '{spec.name}' ({position} of {len(values)}) has shape {value.shape}; wanted {wanted}")
-            shapes.append((f"parameter '{spec.name}'", value.shape[:lead]))
-        return common_batch(shapes), tuple(shape != () for _, shape in shapes)
 
     @staticmethod
     def _flatten(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """(*batch, *shape) -> (rows, *shape); one row if unbatched."""
-        rows = int(np.prod(value.shape[: value.ndim - len(shape)]))
-        return value.reshape(rows, *shape)
+        return value.reshape(prod(value.shape[: value.ndim - len(shape)]), *shape)
 
     def _check(
-        self, flat: Sequence[np.ndarray], inputs: Sequence[np.ndarray], resolutions: Sequence[float], rows: int
+        self, params: Sequence[Any], values: Sequence[np.ndarray], inputs: Sequence[np.ndarray], rows: int
     ) -> tuple[np.ndarray | None, dict[int, str]]:
         """Rows with a value that is infinite or against its parameter's declaration (None: no row), and what to say of each."""
         invalid, complaints = np.zeros(rows, dtype=bool), {}
-        for k, (spec, value, resolution) in enumerate(zip(self.canonical.parameters, flat, resolutions, strict=True)):
+        for k, spec in enumerate(self.canonical.parameters):
+            if not self._promises[k] and np.isfinite(inputs[k]).all():
+                continue
+            value, resolution = self._flatten(values[k], spec.shape), backend_of(params[k]).resolution(params[k])
             found: list[Any] = list(spec.domain.violations(value, resolution))
             if np.isinf(inputs[k]).any():
                 plus, minus = (may[self._affine.starts[k] : self._affine.starts[k + 1]] for may in self._missing)
@@ -219,26 +199,30 @@ class Layer(HostMap):
                     complaints.setdefault(int(row), f"parameter '{spec.name}': got {got}, wanted {wanted}")
         return (invalid if invalid.any() else None), complaints
 
-    @staticmethod
-    def _input(value: np.ndarray, spec: Any) -> np.ndarray:
-        part = _stack(value, spec.complex)
-        if spec.log:
-            return np.log(np.where(part > 0, part, np.nan))  # rows that are not positive have been marked invalid
-        return np.array(part)  # never a view of the caller's memory: what is kept must be the values of this call
+    def _inputs(self, values: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """What M acts on, (rows, size) or (1, size) each; never a view of the caller's memory, which may change."""
+        inputs = []
+        for spec, value in zip(self.canonical.parameters, values, strict=True):
+            part = _stack(self._flatten(value, spec.shape), spec.complex)
+            # rows that are not positive will be marked invalid
+            inputs.append(np.log(np.where(part > 0, part, np.nan)) if spec.log else np.array(part))
+        return tuple(inputs)
 
-    def _objective(self, value: np.ndarray, constant: np.ndarray) -> np.ndarray:
-        value = value + constant
+    def _finish_objective(self, value: np.ndarray, constant: np.ndarray) -> None:
+        """From the cone program's objective to the user's, in place."""
+        value += constant
         if self.canonical.maximize:
-            value = -value
-        return np.asarray(np.exp(value) if self.canonical.gp else value)
+            np.negative(value, out=value)
+        if self.canonical.gp:
+            np.exp(value, out=value)
 
     def _split(self, out: np.ndarray, batch: tuple[int, ...]) -> list[np.ndarray]:
         parts, start = [], 0
-        for spec in self.canonical.variables:
-            part = out[:, start : start + spec.size]
-            start += spec.size
+        for spec, size in zip(self.canonical.variables, self._sizes, strict=True):
+            part = out[:, start : start + size]
+            start += size
             if spec.complex:
-                half = spec.size // 2
+                half = size // 2
                 part = part[:, :half] + 1j * part[:, half:]
             parts.append(np.ascontiguousarray(part).reshape(batch + spec.shape))
         return parts
@@ -246,9 +230,9 @@ class Layer(HostMap):
     def _join(self, cotangents: Arrays, saved: Saved) -> np.ndarray:
         rows = len(saved.solution.x)
         parts = []
-        for spec, g in zip(self.canonical.variables, cotangents, strict=True):
-            parts.append(np.zeros((rows, spec.size)) if g is None else _stack(np.asarray(g).reshape(rows, *spec.shape), spec.complex))
-        return np.concatenate(parts, axis=1)
+        for spec, size, g in zip(self.canonical.variables, self._sizes, cotangents, strict=True):
+            parts.append(np.zeros((rows, size)) if g is None else _stack(np.asarray(g).reshape(rows, *spec.shape), spec.complex))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _unflatten(self, part: np.ndarray, k: int, saved: Saved) -> np.ndarray:
         spec = self.canonical.parameters[k]
@@ -262,19 +246,5 @@ class Layer(HostMap):
 
 def _stack(value: Any, is_complex: bool) -> np.ndarray:
     """(rows, *shape) -> (rows, size): the C-order ravel, real part first and then the imaginary part of complex values."""
-    flat = value.reshape(len(value), int(np.prod(value.shape[1:])))
+    flat = value.reshape(len(value), prod(value.shape[1:]))
     return np.concatenate([flat.real, flat.imag], axis=1) if is_complex else flat.real
-
-
-def check_spelling(unknown: Mapping[str, Any]) -> None:
-    """Raise TypeError for keyword arguments that no layer has, naming the right spelling of known wrong ones."""
-    for name in unknown:
-        hint = f"; write {SPELLING[name]}=" if name in SPELLING else ""
-        raise TypeError(f"CvxpyLayer got an unexpected keyword argument {name!r}{hint}")
-
-
-def ignore_legacy(verbose: bool, canon_backend: str | None) -> None:
-    """Warn that arguments which other layers take have no meaning here."""
-    for name, given in (("verbose", verbose), ("canon_backend", canon_backend is not None)):
-        if given:
-            warn(f"CvxpyLayer ignores {name}=: it has no meaning here", FutureWarning)

@@ -6,9 +6,13 @@ Every row of the batch is summed by itself in a fixed order, so its result is bi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from cvxlayers.compiled import kernels
+from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.program import ConeProgram, Pattern
 
 
@@ -65,16 +69,53 @@ class Products:
         pattern = self.pattern
         if not pattern.nnzP:
             return np.zeros_like(x)
+        if self.passes is not None:
+            return self._passed(self.passes.symmetric, pattern.P_indptr, pattern.P_indices, P, x, pattern.n)
         lower = self.P_columns.reduce(np.where(self.P_diagonal, 0.0, P) * x[:, pattern.P_indices])
         return lower + self.P_rows.reduce(P * x[:, pattern.P_columns])
 
     def A(self, A: np.ndarray, x: np.ndarray) -> np.ndarray:
         """A x."""
+        if self.passes is not None:
+            return self._passed(self.passes.times, self.pattern.A_indptr, self.pattern.A_indices, A, x, self.pattern.m)
         return self.A_rows.reduce(A * x[:, self.pattern.A_columns])
 
     def AT(self, A: np.ndarray, y: np.ndarray) -> np.ndarray:
         """A'y."""
+        if self.passes is not None:
+            return self._passed(self.passes.transposed, self.pattern.A_indptr, self.pattern.A_indices, A, y, self.pattern.n)
         return self.A_columns.reduce(A * y[:, self.pattern.A_indices])
+
+    @cached_property
+    def passes(self) -> Any:
+        """The compiled passes over rows, None where there are none."""
+        return kernels("passes")
+
+    @cached_property
+    def kind(self) -> np.ndarray:
+        """(m,): 0 for rows of zero cones, 1 for rows of nonnegative ones, 2 for others."""
+        kinds = [0 if isinstance(c, Zero) else 1 if isinstance(c, NonNegative) else 2 for c in self.pattern.cone.cones]
+        return np.repeat(kinds, [c.dim for c in self.pattern.cone.cones]).astype(np.int32)
+
+    @cached_property
+    def linear(self) -> bool:
+        """Whether all cones are zero and nonnegative ones."""
+        return not (self.kind == 2).any()
+
+    def finite(self, *arrays: np.ndarray) -> np.ndarray | None:
+        """The rows (rows,) in which all arrays (rows, ...) hold finite numbers only; None if that is so in all of them."""
+        rows = np.ones(len(arrays[0]), dtype=bool)
+        if self.passes is not None:
+            found = [self.passes.finite(array, rows) for array in arrays]
+            return None if all(found) else rows
+        for array in arrays:
+            rows &= np.isfinite(array).all(axis=1)
+        return None if rows.all() else rows
+
+    def _passed(self, product: Any, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
+        out = np.empty((len(v), size))
+        product(indptr, indices, values, v, out)
+        return out
 
 
 @dataclass(frozen=True)
@@ -82,31 +123,37 @@ class Residuals:
     """How far a point is from optimality, per row and relative to the size of the terms: each (rows,).
 
     primal: |Ax + s - b| and the distance of s from K, dual: |Px + q + A'y| and the distance of y from K*, both in the maximum norm;
-    gap: |x'Px + q'x + b'y|; objective: 1/2 x'Px + q'x.
+    gap: |x'Px + q'x + b'y|; objective: 1/2 x'Px + q'x; worst: the largest of the first three, NaN where one is.
     """
 
     primal: np.ndarray
     dual: np.ndarray
     gap: np.ndarray
     objective: np.ndarray
-
-    @property
-    def worst(self) -> np.ndarray:
-        """The largest of the three, (rows,); NaN where any is."""
-        return np.maximum(np.maximum(self.primal, self.dual), self.gap)
+    worst: np.ndarray
 
 
-def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarray, s: np.ndarray) -> Residuals:
-    """The residuals of the optimality conditions, from the data as given (no scaling of any solver enters)."""
+def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarray, s: np.ndarray, projected: bool = False) -> Residuals:
+    """The residuals of the optimality conditions, from the data as given (no scaling of any solver enters).
+
+    ``projected`` says that y is a projection on K* and s its Moreau complement: curved cones are not asked again whether they hold them.
+    """
+    if products.passes is not None:
+        pattern, cone = products.pattern, products.pattern.cone
+        nearest = (s, y) if products.linear or projected else (cone.project(s), cone.dual().project(y))
+        out = np.empty((5, len(x)))
+        patterns = (pattern.P_indptr, pattern.P_indices, pattern.A_indptr, pattern.A_indices)
+        products.passes.residuals(program.P, program.q, program.A, program.b, x, y, s, *nearest, *patterns, products.kind, out)
+        return Residuals(*out)
     Px, Ax, ATy = products.P(program.P, x), products.A(program.A, x), products.AT(program.A, y)
     q, b = program.q, program.b
     cone = products.pattern.cone
-    dual_cone = cone.dual()
-    primal = np.maximum(_peak(Ax + s - b), _peak(cone.project(s) - s)) / (1 + np.maximum(np.maximum(_peak(Ax), _peak(s)), _peak(b)))
-    dual = np.maximum(_peak(Px + q + ATy), _peak(dual_cone.project(y) - y)) / (1 + np.maximum(np.maximum(_peak(Px), _peak(ATy)), _peak(q)))
+    nearest_s, nearest_y = (s, y) if projected else (cone.project(s), cone.dual().project(y))
+    primal = np.maximum(_peak(Ax + s - b), _peak(nearest_s - s)) / (1 + np.maximum(np.maximum(_peak(Ax), _peak(s)), _peak(b)))
+    dual = np.maximum(_peak(Px + q + ATy), _peak(nearest_y - y)) / (1 + np.maximum(np.maximum(_peak(Px), _peak(ATy)), _peak(q)))
     xPx, qx, by = _dot(x, Px), _dot(q, x), _dot(b, y)
     gap = abs(xPx + qx + by) / (1 + np.maximum(abs(xPx), np.maximum(abs(qx), abs(by))))
-    return Residuals(primal, dual, gap, xPx / 2 + qx)
+    return Residuals(primal, dual, gap, xPx / 2 + qx, np.maximum(np.maximum(primal, dual), gap))
 
 
 def _peak(v: np.ndarray) -> np.ndarray:

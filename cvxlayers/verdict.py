@@ -25,11 +25,18 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
     ``tolerance`` is what the solver was asked for. A claim to have solved a row is put to the test; a row that the solver gave up
     (infeasible, a limit reached) keeps the solver's word and its last iterate, unless that iterate is optimal as it stands.
     """
+    found = None
+    if kkt.products.linear and kkt.products.passes is not None:
+        found = residuals(kkt.products, program, raw.x, raw.y, raw.s)
+        if not raw.status.any() and (found.worst <= POLISHED).all():  # so all numbers are finite, too
+            return raw, found
     claimed = raw.status <= INACCURATE
-    finite = np.isfinite(raw.x).all(1) & np.isfinite(raw.y).all(1) & np.isfinite(raw.s).all(1)
-    x, y, s = (np.where(finite[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
+    finite = kkt.products.finite(raw.x, raw.y, raw.s)
+    x, y, s = (np.array(a) if finite is None else np.where(finite[:, None], a, 0.0) for a in (raw.x, raw.y, raw.s))
+    if found is None or finite is not None:
+        found = residuals(kkt.products, program, x, y, s)
+    finite = np.ones(len(claimed), dtype=bool) if finite is None else finite
     best = Solution(x, y, s, np.where(claimed, NUMERICAL_ERROR, raw.status).astype(np.int8), raw.iterations)
-    found = residuals(kkt.products, program, x, y, s)
     polish(kkt, program, best, found, finite & claimed)
 
     solved = max(ACCURATE, 10 * tolerance)
@@ -57,7 +64,7 @@ def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usa
     part, point = take(program, rows), take(best, rows)
     for _ in range(POLISHING):
         point = adjoint.newton(kkt, part, point)
-        after = residuals(kkt.products, part, point.x, point.y, point.s)
+        after = residuals(kkt.products, part, point.x, point.y, point.s, projected=True)
         better = after.worst < found.worst[rows]
         for name in ("x", "y", "s"):
             getattr(best, name)[rows[better]] = getattr(point, name)[better]

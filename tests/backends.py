@@ -48,6 +48,14 @@ def _tensorflow(layer: Any, values: Sequence[np.ndarray], cotangents: Sequence[n
 TABLE: dict[str, Run] = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
 
 
+def tensor(name: str, value: np.ndarray, dtype: str) -> Any:
+    """An array of the framework."""
+    module = importlib.import_module(name)
+    if name == "torch":
+        return module.tensor(value, dtype=getattr(module, dtype))
+    return module.constant(value, dtype=dtype) if name == "tensorflow" else module.numpy.asarray(value, dtype=dtype)
+
+
 def requested() -> list[str]:
     """The frameworks to test."""
     asked = os.environ.get("CVXLAYERS_TEST_BACKENDS")

@@ -29,12 +29,12 @@ class Case:
     gp: bool = False
 
 
-LINEAR = ("CLARABEL", "SCS", "ECOS", "DAQP", "DIFFCP")
-QUADRATIC = ("CLARABEL", "SCS", "DAQP")
-SECOND_ORDER = ("CLARABEL", "SCS", "ECOS", "DIFFCP")
-MATRIX = ("CLARABEL", "SCS", "DIFFCP")
-EXPONENTIAL = ("CLARABEL", "SCS", "ECOS", "DIFFCP")
-POWER = ("CLARABEL", "SCS")
+LINEAR = ("CLARABEL", "SCS", "ECOS", "DAQP", "DIFFCP", "MOREAU")
+QUADRATIC = ("CLARABEL", "SCS", "DAQP", "MOREAU")
+SECOND_ORDER = ("CLARABEL", "SCS", "ECOS", "DIFFCP", "MOREAU")
+MATRIX = ("CLARABEL", "SCS", "DIFFCP", "MOREAU")
+EXPONENTIAL = ("CLARABEL", "SCS", "ECOS", "DIFFCP", "MOREAU")
+POWER = ("CLARABEL", "SCS", "MOREAU")
 
 
 def _symmetric(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -15,30 +15,23 @@ ROOT = Path(cvxlayers.__file__).parent
 
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
-    ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lanes", "kernels.threads"),
-    ("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
-    ("kernels.ldl", "kernels.barriers", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense"),
-    ("kernels.rows", "kernels.system", "kernels.semidefinite", "kernels.three_dimensional"),
-    ("kernels.cones", "kernels.equilibrate", "kernels.memory", "cones.exponential", "cones.power"),
-    ("kernels.assess", "kernels.newton", "cones.product"),
+    ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.disk", "kernels.threads"),
+    ("kernels.lanes",),
+    ("kernels.ldl", "kernels.barriers", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "compiled"),
+    ("topk", "cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
+    ("kernels.rows", "kernels.passes", "kernels.system", "kernels.semidefinite", "kernels.three_dimensional"),
+    ("kernels.cones", "kernels.equilibrate", "kernels.memory", "kernels.systems", "cones.exponential", "cones.power"),
+    ("kernels.assess", "kernels.newton", "kernels.dense", "cones.product", "row_map"),
     ("kernels.interior", "cones"),
     ("kernels.programs", "program"),
     ("products", "canonical", "solvers.base", "solvers.layout"),
-    (
-        "kkt",
-        "affine",
-        "labels",
-        "solvers.settings",
-        "solvers.clarabel",
-        "solvers.daqp",
-        "solvers.ecos",
-        "solvers.interior_cpu",
-        "solvers.scs",
-    ),
+    ("solvers.dense", "solvers.interior_cpu"),
+    ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.moreau", "solvers.scs"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers"),
     ("failures", "host", "verdict", "solvers.warmup"),
     ("conic",),
-    ("conic_map", "layer"),
+    ("conic_map", "layer", "pairs", "rules"),
+    ("interface",),
     ("jax", "report", "tensorflow", "torch", "__main__"),
     ("",),
 ]
@@ -55,16 +48,18 @@ OWNERS = {
     "daqp": {"solvers.daqp"},
     "diffcp": {"solvers.diffcp"},
     "ecos": {"solvers.ecos"},
+    "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
     "qdldl": {"kernels.ldl", "kkt", "least_squares"},
-    "numba": {"kernels.lanes"},
+    "numba": {"kernels.disk", "kernels.lanes", "kernels.passes"},
     "tqdm": {"solvers.warmup"},
     "llvmlite": {"kernels.lanes"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 
-# Modules loaded by name: the backend of a framework that is already imported (the one reference upward), and the file of a solver.
-BY_NAME = {"backend", "solvers"}
+# Modules loaded by name: the backend of a framework that is already imported (the one reference upward), compiled kernels, the file of a
+# solver.
+BY_NAME = {"backend", "compiled", "solvers"}
 
 
 def name_of(path: Path) -> str:
@@ -130,7 +125,7 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "numba", "scipy.sparse")
+HEAVY = ("torch", "jax", "tensorflow", "cvxpy", "clarabel", "scs", "ecos", "daqp", "diffcp", "moreau_cpu", "numba", "scipy.sparse")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrder, Semidefinite
 from cvxlayers.conic import ConicLayer
 from cvxlayers.errors import Status
-from cvxlayers.kernels import lanes
+from cvxlayers.kernels import disk
 from cvxlayers.kernels.lanes import LANES
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import find, get
@@ -239,7 +239,7 @@ def test_a_change_in_one_kernel_recompiles_all():
     from cvxlayers.kernels.system import products
 
     stamps = {kernel._cache._cache_file._source_stamp[1] for kernel in (factor, products)}
-    assert stamps == {lanes.STAMP} and len(lanes.STAMP) == 64
+    assert stamps == {disk.STAMP} and len(disk.STAMP) == 64
 
 
 def test_clarabel_serves_where_numba_cannot_load():

@@ -18,8 +18,15 @@ from cvxlayers.solvers.base import map_rows
 from cvxlayers.solvers.layout import lower_triangle
 
 # name, relative KKT residual it reaches with its defaults, error of x on programs with strong convexity
-SOLVERS = [("CLARABEL", 2e-8, 1e-5), ("SCS", 1e-8, 1e-5), ("ECOS", 1e-9, 1e-5), ("DIFFCP", 1e-8, 1e-5), ("DAQP", 1e-11, 1e-9)]
-SOLVERS += [("INTERIOR", 1e-8, 1e-5)]
+SOLVERS = [
+    ("CLARABEL", 2e-8, 1e-5),
+    ("SCS", 1e-8, 1e-5),
+    ("ECOS", 1e-9, 1e-5),
+    ("DIFFCP", 1e-8, 1e-5),
+    ("DAQP", 1e-11, 1e-9),
+    ("MOREAU", 2e-8, 1e-5),
+    ("INTERIOR", 1e-8, 1e-5),
+]
 NAMES = [name for name, _, _ in SOLVERS]
 
 CONES = {
@@ -183,7 +190,16 @@ def test_status_of_diffcp_with_each_method(method):
         assert get("DIFFCP", {"solve_method": method}, pattern)[0].solve(pattern, program).status[0] == status
 
 
-LIMITS = [("CLARABEL", {}), ("SCS", {}), ("ECOS", {}), ("DIFFCP", {}), ("DIFFCP", {"solve_method": "SCS"}), ("DAQP", {}), ("INTERIOR", {})]
+LIMITS = [
+    ("CLARABEL", {}),
+    ("SCS", {}),
+    ("ECOS", {}),
+    ("DIFFCP", {}),
+    ("DIFFCP", {"solve_method": "SCS"}),
+    ("DAQP", {}),
+    ("MOREAU", {}),
+    ("INTERIOR", {}),
+]
 
 
 @pytest.mark.parametrize("name, options", LIMITS)
@@ -194,7 +210,9 @@ def test_iteration_limit(name, options):
     assert (solution.iterations <= 3).all()
 
 
-@pytest.mark.parametrize("name, option", [("CLARABEL", "time_limit"), ("SCS", "time_limit_secs"), ("DAQP", "time_limit")])
+@pytest.mark.parametrize(
+    "name, option", [("CLARABEL", "time_limit"), ("SCS", "time_limit_secs"), ("DAQP", "time_limit"), ("MOREAU", "time_limit")]
+)
 def test_time_limit(name, option):
     rng = np.random.default_rng(0)
     n = 150
@@ -208,11 +226,12 @@ def test_time_limit(name, option):
 def test_status_tables_are_complete():
     import scs
 
-    from cvxlayers.solvers import clarabel, daqp, diffcp, ecos
+    from cvxlayers.solvers import clarabel, daqp, diffcp, ecos, moreau
     from cvxlayers.solvers import scs as ours
 
     members = {name for name in dir(clarabel.clarabel.SolverStatus) if name[0].isupper()}
     assert set(clarabel.STATUS) == members
+    assert set(moreau.STATUS) == {word.name for word in moreau.moreau.SolverStatus}
     codes = {code for word, code in vars(scs).items() if word.isupper() and isinstance(code, int)}
     assert {scs.SOLVED, scs.FAILED} < codes == set(ours.STATUS) | {ours.INTERRUPTED}
     # ECOS: ecos.h, offset 10 for inaccurate; DAQP: its page of parameters
@@ -249,7 +268,7 @@ def test_nonsense_is_a_status(name):
 # closed forms
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DAQP", "INTERIOR"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DAQP", "MOREAU", "INTERIOR"])
 def test_projection_on_the_simplex(name):
     rng = np.random.default_rng(1)
     c = rng.standard_normal(6)
@@ -261,7 +280,7 @@ def test_projection_on_the_simplex(name):
     np.testing.assert_allclose(x, np.maximum(c - (np.cumsum(u)[k] - 1) / (k + 1), 0), atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "INTERIOR"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "MOREAU", "INTERIOR"])
 @pytest.mark.parametrize("kind", ["second_order", "semidefinite", "exponential", "power", "all"])
 def test_projection_on_a_cone(name, kind):
     cone = Product(CONES[kind])
@@ -273,7 +292,7 @@ def test_projection_on_a_cone(name, kind):
     np.testing.assert_allclose(solution.y[0], cone.project(c) - c, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "INTERIOR"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "MOREAU", "INTERIOR"])
 @pytest.mark.parametrize("orders", [(4,), (5, 4), (4, 2, 6)])
 def test_smallest_eigenvalues(name, orders):
     """minimize tr(C X), tr X = 1, X >= 0 per block: X = v v', the multiplier C - lambda I; a wrong packing shows at order four."""
@@ -303,7 +322,8 @@ def test_smallest_eigenvalues(name, orders):
 
 
 @pytest.mark.parametrize(
-    "name, options", [("CLARABEL", {}), ("SCS", {}), ("ECOS", {}), ("DIFFCP", {}), ("DIFFCP", {"solve_method": "ECOS"}), ("INTERIOR", {})]
+    "name, options",
+    [("CLARABEL", {}), ("SCS", {}), ("ECOS", {}), ("DIFFCP", {}), ("DIFFCP", {"solve_method": "ECOS"}), ("MOREAU", {}), ("INTERIOR", {})],
 )
 def test_exponentials(name, options):
     """minimize sum z_i with (a_i, c_i, z_i) in the exponential cone: z = c exp(a / c); its rows are all different."""
@@ -319,7 +339,7 @@ def test_exponentials(name, options):
     np.testing.assert_allclose(solution.y[0].reshape(3, 3), np.stack([-z / c, -z / c * (1 - a / c), np.ones(3)], 1), rtol=3e-4)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "INTERIOR"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "MOREAU", "INTERIOR"])
 def test_powers(name):
     """maximize z_1 + z_2 with (2, 3, z) in the power cone of a: z = 2^a 3^(1 - a)."""
     alphas = np.array([0.3, 0.8])
@@ -579,7 +599,7 @@ def test_cvxpy_constants():
 
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="'OSQP' is not known; choose one of CLARABEL, DAQP, SCS, ECOS, DIFFCP, INTERIOR"):
+    with pytest.raises(ValueError, match="'OSQP' is not known; choose one of CLARABEL, DAQP, SCS, ECOS, DIFFCP, MOREAU, INTERIOR"):
         get("OSQP")
     with pytest.raises(ValueError, match="'MOSEK' is not known"):
         get(None, {"solve_method": "MOSEK"})
@@ -591,13 +611,13 @@ def test_wrong_names():
 
 def test_what_a_solver_cannot_do():
     semidefinite, quadratic = feasible("semidefinite", False)[0], feasible("linear", True)[0]
-    with pytest.raises(ValueError, match="solver 'ECOS' cannot handle Semidefinite cones; try 'CLARABEL', 'SCS', 'DIFFCP', 'INTERIOR'$"):
+    with pytest.raises(ValueError, match="solver 'ECOS' cannot handle Semidefinite cones; try 'CLARABEL', 'SCS', 'DIFFCP', 'MOREAU', 'INT"):
         get("ECOS", None, semidefinite)
     with pytest.raises(ValueError, match="'DAQP' cannot handle Semidefinite cones"):
         get("daqp", None, semidefinite)
-    with pytest.raises(ValueError, match="'DIFFCP' cannot handle a quadratic objective; try 'CLARABEL', 'DAQP', 'SCS', 'INTERIOR'$"):
+    with pytest.raises(ValueError, match="'DIFFCP' cannot handle a quadratic objective; try 'CLARABEL', 'DAQP', 'SCS', 'MOREAU', 'INT"):
         get("DIFFCP", None, quadratic)
-    with pytest.raises(ValueError, match="'DIFFCP' cannot handle Power cones; try 'CLARABEL', 'SCS', 'INTERIOR'$"):
+    with pytest.raises(ValueError, match="'DIFFCP' cannot handle Power cones; try 'CLARABEL', 'SCS', 'MOREAU', 'INTERIOR'$"):
         get("DIFFCP", None, feasible("power", False)[0])
     pattern, program, _ = feasible("semidefinite", False)
     for method in ("Clarabel", "ECOS"):
@@ -629,7 +649,7 @@ def test_common_options(name):
             get(name, bad)
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "INTERIOR"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DIFFCP", "MOREAU", "INTERIOR"])
 def test_a_looser_tolerance_costs_fewer_iterations(name):
     pattern, program, _ = feasible("second_order", False)
     loose, tight = (get(name, {"eps": eps}, pattern)[0].solve(pattern, program) for eps in (1e-3, 1e-8))
@@ -661,16 +681,17 @@ def test_options_reach_the_solver(capfd):
 
 
 def test_packages_are_imported_when_used():
-    code = "import sys, cvxlayers.solvers; print(sorted({'clarabel', 'scs', 'ecos', 'diffcp', 'daqp', 'cvxpy'} & set(sys.modules)))"
+    packages = {"clarabel", "scs", "ecos", "diffcp", "daqp", "moreau_cpu", "cvxpy"}
+    code = f"import sys, cvxlayers.solvers; print(sorted({packages} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("package, name", [("ecos", "ECOS"), ("diffcp", "DIFFCP")])
+@pytest.mark.parametrize("package, name", [("ecos", "ECOS"), ("diffcp", "DIFFCP"), ("moreau_cpu", "MOREAU")])
 def test_a_missing_package_is_named(monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
-    for module in [module for module in sys.modules if module.startswith((f"{package}.", f"cvxlayers.solvers.{package}"))]:
+    for module in [module for module in sys.modules if module.startswith((f"{package}.", f"cvxlayers.solvers.{name.lower()}"))]:
         monkeypatch.delitem(sys.modules, module)
-    with pytest.raises(ImportError, match=rf"solver '{name}' needs the package '{package}'; pip install cvxlayers\[{package}\]"):
+    with pytest.raises(ImportError, match=rf"solver '{name}' needs the package '{package}'; pip install cvxlayers\[{name.lower()}\]"):
         get(name)
     with pytest.raises(ValueError, match="cannot handle SecondOrder cones; try 'CLARABEL'"):
         get("DAQP", None, feasible("second_order", False)[0])

@@ -1,7 +1,7 @@
 """Solvers of the cone program, and how to choose one.
 
 A solver takes a batch of programs that share one pattern, minimize 1/2 x'Px + q'x subject to Ax + s = b, s in K, and returns (x, y, s)
-with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Six exist, one file each:
+with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Seven exist, one file each:
 
 - ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives. The default.
 - ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small or dense.
@@ -11,6 +11,7 @@ with one status per row; no row's result depends on its neighbours, and no row's
   its accuracy costs iterations.
 - ``ECOS`` (ECOS, GPL; the extra ``ecos``): interior points for linear, second-order and exponential cones.
 - ``DIFFCP`` (the extra ``diffcp``): the forward solve of diffcp, to repeat results obtained with it.
+- ``MOREAU`` (the extra ``moreau``): interior points for a whole batch in one call, every cone, quadratic objectives.
 
 Say nothing and `choose` decides, from the pattern alone. Say ``solver="SCS"`` (any case, or CVXPY's constants) to decide yourself, and
 pass the solver's own options by ``solver_args``, or these that every solver understands: ``eps`` (its tolerance), ``max_iters`` (its
@@ -34,14 +35,14 @@ from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
 
 REGISTRY = MappingProxyType(
-    {"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "INTERIOR": "Interior"}
+    {"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "MOREAU": "Moreau", "INTERIOR": "Interior"}
 )
 """Every solver's name and its class, which lives in the file of that name and imports its package when first used."""
 
 FILES = MappingProxyType({"INTERIOR": "interior_cpu"})
 """The files of solvers that do not bear their names."""
 
-EXTRAS = frozenset({"ECOS", "DIFFCP"})
+EXTRAS = frozenset({"ECOS", "DIFFCP", "MOREAU"})
 """The solvers that an extra of that name installs."""
 
 

@@ -11,19 +11,18 @@ one, (P, q) likewise. What the proximal steps leave is removed by solving the eq
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 import daqp
 import numpy as np
-from scipy.linalg import lu_factor, lu_solve
 
 from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.errors import Status
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver, map_rows
-from cvxlayers.solvers.layout import blank, zero_rows
+from cvxlayers.solvers.dense import Dense as _Program
+from cvxlayers.solvers.dense import checked, dense, height_of, layout_of, length_of, power_of_two, products_of
 
 STATUS = {
     2: Status.INACCURATE,
@@ -38,114 +37,17 @@ STATUS = {
     -8: Status.NUMERICAL_ERROR,
 }
 
-EQUATION = 5
-"""DAQP's word for a constraint that is active and stays so."""
 FAR = 1e8
 """The size of a scaled x at which unboundedness is suspected."""
-SHIFT = 1e-8
-"""What makes the equations of an active set regular."""
+CHUNK = 1 << 23
+"""The most numbers in the dense matrices of one chunk of rows."""
 ENOUGH = 1e-11
 """The relative error of a row above which it is polished and tried again at the scale of its x."""
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where stored values stand: P twice and A in flat dense matrices, A sorted by row, and what DAQP calls each row."""
-
-    upper: np.ndarray
-    lower: np.ndarray
-    entries: np.ndarray
-    by_row: np.ndarray
-    starts: np.ndarray
-    filled: np.ndarray
-    equation: np.ndarray
-    sense: np.ndarray
-
-
-@lru_cache(maxsize=256)
-def _layout(pattern: Pattern) -> _Layout:
-    n, equation = np.int64(pattern.n), zero_rows(pattern)
-    filled, starts = np.unique(np.sort(pattern.A_indices), return_index=True)
-    return _Layout(
-        upper=pattern.P_indices * n + pattern.P_columns,
-        lower=pattern.P_columns * n + pattern.P_indices,
-        entries=pattern.A_indices * n + pattern.A_columns,
-        by_row=np.argsort(pattern.A_indices, kind="stable"),
-        starts=starts,
-        filled=filled,
-        equation=equation,
-        sense=np.where(equation, EQUATION, 0).astype(np.intc),
-    )
-
-
-def _power_of_two(size: Any) -> Any:
-    """The power of two just above ``size``, one for zero."""
-    return np.ldexp(1.0, np.frexp(size)[1])
-
-
-def _height(P: np.ndarray, q: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """What to divide the objective by when x is in units of ``length``: (rows,)."""
-    return _power_of_two(np.maximum(np.abs(P).max(axis=-1, initial=0.0), np.abs(q).max(axis=-1) / length))
-
-
-def _length(b: np.ndarray) -> np.ndarray:
-    """The typical right-hand side (rows,): the median, not the largest, as a bound of 1e6 for form's sake must not hide the others."""
-    if not b.shape[-1]:
-        return np.ones(len(b))
-    sizes = np.sort(np.abs(b), axis=-1)
-    zeros = np.count_nonzero(sizes == 0.0, axis=-1)
-    middle = np.minimum((zeros + b.shape[-1]) // 2, b.shape[-1] - 1)
-    return _power_of_two(sizes[np.arange(len(b)), middle])
-
-
-@dataclass(frozen=True)
-class _Program:
-    """One row, dense and scaled: minimize 1/2 x'Px + q'x subject to Ax = b where ``equation``, Ax <= b elsewhere."""
-
-    P: np.ndarray
-    q: np.ndarray
-    A: np.ndarray
-    b: np.ndarray
-    equation: np.ndarray
-
-    def error(self, x: np.ndarray, y: np.ndarray) -> float:
-        """How far (x, y) is from optimality, relative to the sizes of x and of q or Px; NaN counts as infinitely far."""
-        slack = self.b - self.A @ x
-        primal = np.where(self.equation | (y > 0), np.abs(slack), -slack).max(initial=0.0)
-        Px = self.P @ x
-        dual = np.abs(Px + self.q + y @ self.A).max()
-        sign = np.where(self.equation, 0.0, -y).max(initial=0.0)
-        worst = primal / max(np.abs(x).max(), 1e-8) + (dual + sign) / max(np.abs(self.q).max(), np.abs(Px).max(), 1e-8)
-        return worst if worst < np.inf else np.inf
-
-    def polished(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Solve Px + q + A'y = 0, Ax = b over the active rows, beginning at (x, y).
-
-        The matrix is shifted to be regular whatever the active set, and the shift is refined away (proximal steps of length 1 / SHIFT).
-        """
-        active = self.equation | (y > 0)
-        A = self.A[active]
-        K = np.block([[self.P, A.T], [A, np.zeros((len(A), len(A)))]])
-        shift = np.where(np.arange(len(K)) < len(x), SHIFT, -SHIFT)
-        factor = lu_factor(K + np.diag(shift))
-        right = np.concatenate([-self.q, self.b[active]])
-        z = np.concatenate([x, y[active]])
-        for _ in range(3):
-            z = z + lu_solve(factor, right - K @ z)
-        y = y.copy()
-        y[active] = z[len(x) :]
-        return z[: len(x)], np.where(self.equation, y, np.maximum(y, 0.0))
-
-    def falls(self, x: np.ndarray, flat: float) -> bool:
-        """Whether x, run far away, points along a direction that is feasible for ever and on which the objective falls for ever.
-
-        ``flat`` is the curvature, relative to P, that counts as none.
-        """
-        d = x / max(np.abs(x).max(), 1.0)
-        along = self.A @ d
-        leaves = np.where(self.equation, np.abs(along), along).max(initial=0.0)
-        curves = np.abs(self.P @ d).max() > flat * np.abs(self.P).max()
-        return bool(self.q @ d < -1e-6 and leaves < 1e-6 and not curves)
+def _unscaled(solution: Solution, lengths: np.ndarray, heights: np.ndarray, rows: np.ndarray) -> Solution:
+    x, s = solution.x * lengths[:, None], solution.s * lengths[:, None] * rows
+    return Solution(x, solution.y * (heights * lengths)[:, None] / rows, s, solution.status, solution.iterations)
 
 
 @final
@@ -170,21 +72,22 @@ class DAQP(Solver):
 
     def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
         """Solve every row afresh; ``start`` means nothing here."""
-        at, n, m = _layout(pattern), pattern.n, pattern.m
-        solution = blank(pattern, len(program.q))
+        at, m = layout_of(pattern), pattern.m
         rows = np.ones((len(program.q), m))
         if pattern.nnzA:
-            rows[:, at.filled] = _power_of_two(np.maximum.reduceat(np.abs(program.A[:, at.by_row]), at.starts, axis=1))
+            rows[:, at.filled] = power_of_two(np.maximum.reduceat(np.abs(program.A[:, at.by_row]), at.starts, axis=1))
         A_values, b = program.A / rows[:, pattern.A_indices], program.b / rows
-        lengths = _length(b)
-        heights = _height(program.P, program.q, lengths)
+        lengths = length_of(b)
+        heights = height_of(program.P, program.q, lengths)
+        scaled = ConeProgram(program.P / heights[:, None], program.q / (heights * lengths)[:, None], A_values, b / lengths[:, None])
+        solution, done = self._solve_together(pattern, scaled)
+        if done.all():
+            return _unscaled(solution, lengths, heights, rows)
 
         @np.errstate(over="ignore", invalid="ignore")
         def solve_row(row: int) -> None:
-            P, A = np.zeros(n * n), np.zeros(m * n)
-            P[at.upper] = P[at.lower] = program.P[row]
-            A[at.entries] = A_values[row]
-            P, A, q = P.reshape(n, n), A.reshape(m, n), program.q[row]
+            (P,), (A,) = dense(pattern, program.P[row : row + 1], A_values[row : row + 1])
+            q = program.q[row]
             best, length, height = np.inf, lengths[row], heights[row]
             for _ in range(2):
                 scaled = _Program(P / height, q / (height * length), A, b[row] / length, at.equation)
@@ -203,13 +106,38 @@ class DAQP(Solver):
                     lengths[row], heights[row] = length, height
                 if flag != Status.SOLVED or error < ENOUGH:
                     return
-                length = lengths[row] * _power_of_two(np.abs(solution.x[row]).max())
-                height = _height(program.P[row], q, length)
+                length = lengths[row] * power_of_two(np.abs(solution.x[row]).max())
+                height = height_of(program.P[row], q, length)
 
-        map_rows(solve_row, len(program.q), self.jobs)
-        x = solution.x * lengths[:, None]
-        y = solution.y * (heights * lengths)[:, None] / rows
-        return Solution(x, y, solution.s * lengths[:, None] * rows, solution.status, solution.iterations)
+        pending = np.flatnonzero(~done)
+        map_rows(lambda k: solve_row(pending[k]), len(pending), self.jobs)
+        return _unscaled(solution, lengths, heights, rows)
+
+    def _solve_together(self, pattern: Pattern, program: ConeProgram) -> tuple[Solution, np.ndarray]:
+        """The scaled rows that DAQP solves at once and to `ENOUGH`, all checked together, and which they are, (rows,); others are NaN."""
+        at, n, m, count = layout_of(pattern), pattern.n, pattern.m, len(program.q)
+        x, y = np.zeros((count, n)), np.zeros((count, m))
+        flags, iterations = np.zeros((2, count), dtype=np.int32)
+        below = np.where(at.equation, program.b, -1e30)
+        step = max(1, CHUNK // (n * (n + m)))
+        for first in range(0, count, step):
+            P, A = dense(pattern, program.P[first : first + step], program.A[first : first + step])
+
+            def solve_row(k: int, P: np.ndarray = P, A: np.ndarray = A, first: int = first) -> None:
+                row = first + k
+                found, _, flag, info = daqp.solve(P[k], program.q[row], A[k], program.b[row], below[row], at.sense.copy(), **self.settings)
+                flags[row] = flag
+                if flag == 1:  # on failure DAQP leaves x and y as it found the memory
+                    x[row], y[row], iterations[row] = found, info["lam"], info["iterations"]
+
+            map_rows(solve_row, len(P), self.jobs)
+        slack, error = checked(products_of(pattern), program, x, y, at.equation)
+        done = (flags == 1) & (error < ENOUGH) & (np.abs(x).max(axis=1) <= FAR)
+        status = np.zeros(count, dtype=np.int8)
+        if not done.all():
+            x[~done], y[~done], slack[~done] = np.nan, np.nan, np.nan
+            status[~done], iterations[~done] = Status.NUMERICAL_ERROR, 0
+        return Solution(x, y, slack, status, iterations), done
 
     def _attempt(self, program: _Program, sense: np.ndarray) -> tuple[Status, int, np.ndarray, np.ndarray, float]:
         """Solve one scaled row: status, iterations, x, y, error."""

@@ -1,0 +1,276 @@
+"""Passes over the rows of a batch, compiled: products with sparse matrices of one pattern, residuals, the parts of a derivative.
+
+Each row is worked through by itself in a fixed order, so its result is bitwise the same whatever its neighbours. Matrices come as in
+`cvxlayers.program`: values (rows, nnz), compressed columns. What is only read may have any strides; outputs are C-contiguous and given.
+The mathematics stands where these are called: `cvxlayers.products`, `cvxlayers.kkt`, `cvxlayers.adjoint`.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+from numba import boolean, float64, int32, njit, types, uint32, void
+
+VALUES = types.Array(float64, 2, "A", readonly=True)
+ROWS = types.Array(float64, 2, "C", readonly=True)
+PLACE = types.Array(uint32, 1, "C", readonly=True)  # unsigned: no index counts from the end
+NUMBERS = types.Array(float64, 1, "C", readonly=True)
+PIECES = (PLACE, PLACE, NUMBERS, PLACE, PLACE, PLACE, NUMBERS)
+INDEX = types.Array(int32, 1, "C", readonly=True)
+OUT = types.Array(float64, 2, "C")
+OUT1 = types.Array(float64, 1, "C")
+MASK = types.Array(boolean, 1, "C")
+
+compiled = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+@njit(**compiled)
+def _symmetric(indptr, indices, P, x, out):
+    out[:] = 0.0
+    for j in range(len(indptr) - 1):
+        lower = 0.0
+        for k in range(indptr[j], indptr[j + 1]):
+            i = indices[k]
+            out[i] += P[k] * x[j]
+            if i != j:
+                lower += P[k] * x[i]
+        out[j] += lower
+
+
+@njit(**compiled)
+def _times(indptr, indices, A, x, out):
+    out[:] = 0.0
+    for j in range(len(indptr) - 1):
+        for k in range(indptr[j], indptr[j + 1]):
+            out[indices[k]] += A[k] * x[j]
+
+
+@njit(**compiled)
+def _transposed(indptr, indices, A, y, out):
+    for j in range(len(indptr) - 1):
+        total = 0.0
+        for k in range(indptr[j], indptr[j + 1]):
+            total += A[k] * y[indices[k]]
+        out[j] = total
+
+
+@njit(void(ROWS, *PIECES, ROWS, OUT), **compiled)
+def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
+    """out = base + p M', M (entries, size) in pieces as `cvxlayers.row_map.RowMap` cuts it; base and p (rows, ...) or (1, ...)."""
+    for r in range(out.shape[0]):
+        here, own, line = base[min(r, base.shape[0] - 1)], p[min(r, p.shape[0] - 1)], out[r]
+        for i in range(out.shape[1]):
+            line[i] = here[i]
+        for k in range(len(ones)):
+            line[ones[k]] += factors[k] * own[columns[k]]
+        for e in range(len(rest)):
+            total = line[rest[e]]
+            for k in range(starts[e], starts[e + 1]):
+                total += data[k] * own[indices[k]]
+            line[rest[e]] = total
+
+
+@njit(void(*PIECES, ROWS, OUT), **compiled)
+def collect(ones, columns, factors, rest, starts, indices, data, g, out):
+    """out += g M, with M as in `combine`; out (rows, size), or (1, size) to collect all rows."""
+    for r in range(g.shape[0]):
+        own, line = g[r], out[min(r, out.shape[0] - 1)]
+        for k in range(len(ones)):
+            line[columns[k]] += factors[k] * own[ones[k]]
+        for e in range(len(rest)):
+            value = own[rest[e]]
+            for k in range(starts[e], starts[e + 1]):
+                line[indices[k]] += data[k] * value
+
+
+@njit(**compiled)
+def _all_finite(a):
+    for r in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            if not abs(a[r, i]) < np.inf:
+                return False
+    return True
+
+
+@njit(boolean(VALUES, MASK), **compiled)
+def finite(a, rows):
+    """Clear the rows (rows,) of a with an entry that is not a finite number; whether there was none."""
+    whole = True
+    for r in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            if not abs(a[r, i]) < np.inf:
+                whole = rows[r] = False
+                break
+    return whole
+
+
+@njit(boolean(*[VALUES] * 4), **compiled)
+def all_finite(a, b, c, d):
+    """Whether every entry is a finite number."""
+    return _all_finite(a) and _all_finite(b) and _all_finite(c) and _all_finite(d)
+
+
+@njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
+def symmetric(indptr, indices, P, x, out):
+    """out = P x, P stored as its upper triangle."""
+    for r in range(out.shape[0]):
+        _symmetric(indptr, indices, P[r], x[r], out[r])
+
+
+@njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
+def times(indptr, indices, A, x, out):
+    """out = A x."""
+    for r in range(out.shape[0]):
+        _times(indptr, indices, A[r], x[r], out[r])
+
+
+@njit(void(INDEX, INDEX, VALUES, VALUES, OUT), **compiled)
+def transposed(indptr, indices, A, y, out):
+    """out = A'y."""
+    for r in range(out.shape[0]):
+        _transposed(indptr, indices, A[r], y[r], out[r])
+
+
+@njit(**compiled)
+def _greater(a, b):
+    """The greater of |a| and b, NaN where one is."""
+    a = abs(a)
+    return a if a > b or a != a else b
+
+
+RESIDUALS = void(*[VALUES] * 9, *[INDEX] * 5, OUT)
+
+
+@njit(RESIDUALS, **compiled)
+def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, out):
+    """out (5, rows): primal, dual, gap, objective and the worst of the first three, as `cvxlayers.products.Residuals` defines them.
+
+    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y.
+    """
+    n, m = x.shape[1], y.shape[1]
+    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    for r in range(x.shape[0]):
+        _symmetric(P_indptr, P_indices, P[r], x[r], Px)
+        _times(A_indptr, A_indices, A[r], x[r], Ax)
+        _transposed(A_indptr, A_indices, A[r], y[r], ATy)
+        primal = dual = size_p = size_d = xPx = qx = by = 0.0
+        for i in range(m):
+            primal = _greater(Ax[i] + s[r, i] - b[r, i], primal)
+            size_p = _greater(b[r, i], _greater(s[r, i], _greater(Ax[i], size_p)))
+            by += b[r, i] * y[r, i]
+            if kind[i] == 0:
+                primal = _greater(s[r, i], primal)
+            elif kind[i] == 1:
+                primal, dual = _greater(min(s[r, i], 0.0), primal), _greater(min(y[r, i], 0.0), dual)
+            else:
+                primal, dual = _greater(nearest_s[r, i] - s[r, i], primal), _greater(nearest_y[r, i] - y[r, i], dual)
+        for j in range(n):
+            dual = _greater(Px[j] + q[r, j] + ATy[j], dual)
+            size_d = _greater(q[r, j], _greater(ATy[j], _greater(Px[j], size_d)))
+            xPx += x[r, j] * Px[j]
+            qx += q[r, j] * x[r, j]
+        out[0, r] = primal / (1 + size_p)
+        out[1, r] = dual / (1 + size_d)
+        out[2, r] = abs(xPx + qx + by) / (1 + _greater(xPx, _greater(qx, abs(by))))
+        out[3, r] = xPx / 2 + qx
+        out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
+
+
+@njit(void(*[VALUES] * 6, *[INDEX] * 5, OUT, OUT1), **compiled)
+def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
+    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them."""
+    n, m = x.shape[1], y.shape[1]
+    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    for r in range(x.shape[0]):
+        _symmetric(P_indptr, P_indices, P[r], x[r], Px)
+        _times(A_indptr, A_indices, A[r], x[r], Ax)
+        _transposed(A_indptr, A_indices, A[r], y[r], ATy)
+        primal = dual = sign = size = length = 0.0
+        for i in range(m):
+            left = b[r, i] - Ax[i]
+            active = kind[i] == 0 or y[r, i] > 0
+            primal = _greater(left if active else min(left, 0.0), primal)
+            sign = sign if kind[i] == 0 else _greater(min(y[r, i], 0.0), sign)
+            slack[r, i] = 0.0 if active or left < 0 else left
+        for j in range(n):
+            dual = _greater(Px[j] + q[r, j] + ATy[j], dual)
+            size = _greater(q[r, j], _greater(Px[j], size))
+            length = _greater(x[r, j], length)
+        error[r] = primal / max(length, 1e-8) + (dual + sign) / max(size, 1e-8)
+
+
+@njit(void(VALUES, VALUES, INDEX, OUT, OUT1), **compiled)
+def linearize(y, s, kind, values, margin):
+    """For zero and nonnegative cones: the derivative (rows, m) of the dual cone's projection at v = y - s, and the relative margin."""
+    for r in range(y.shape[0]):
+        nearest, size = np.inf, 0.0
+        for i in range(y.shape[1]):
+            v = y[r, i] - s[r, i]
+            size = _greater(v, size)
+            if kind[i] == 0:
+                values[r, i] = 1.0
+            else:
+                values[r, i] = 1.0 if v > 0 else 0.0
+                if not abs(v) >= nearest:
+                    nearest = abs(v)
+        margin[r] = nearest / (1 + size)
+
+
+@njit(void(VALUES, VALUES, VALUES, *[INDEX] * 5, OUT), **compiled)
+def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries, out):
+    """out (rows, nnz) = the entries of K that come from P, from d - 1 and from rows of diag(sqrt d) A that no rotation touches."""
+    out[:] = 0.0
+    n = len(at_diagonal) - d.shape[1]
+    for r in range(out.shape[0]):
+        for k in range(len(at_P)):
+            out[r, at_P[k]] = P[r, k]
+        for i in range(d.shape[1]):
+            out[r, at_diagonal[n + i]] = d[r, i] - 1
+        for k in range(len(at_linear)):
+            out[r, at_linear[k]] = A[r, linear_entries[k]] * sqrt(d[r, linear_rows[k]])
+
+
+@njit(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[INDEX] * 6, OUT), **compiled)
+def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, positions, out):
+    """out at ``positions`` = diag(root) U' A for equal cones: ``vectors`` U (rows, count, size, size), root (rows, count size).
+
+    Cone c has the entries entry_starts[c] ... of A, each at (inner, slot) of a dense piece with pair_starts[c + 1] - pair_starts[c]
+    columns; row k of all pieces, cone after cone, goes to positions[k pairs ...].
+    """
+    count, size = vectors.shape[1], vectors.shape[2]
+    pairs, widest = pair_starts[count], 0
+    for c in range(count):
+        widest = max(widest, pair_starts[c + 1] - pair_starts[c])
+    piece, turned = np.empty((size, widest)), np.empty(widest)
+    for r in range(out.shape[0]):
+        for c in range(count):
+            width = pair_starts[c + 1] - pair_starts[c]
+            piece[:, :width] = 0.0
+            for e in range(entry_starts[c], entry_starts[c + 1]):
+                piece[inner[e], slot[e]] = A[r, entries[e]]
+            for k in range(size):
+                turned[:width] = 0.0
+                for i in range(size):
+                    factor = vectors[r, c, i, k]
+                    if factor != 0.0:
+                        for j in range(width):
+                            turned[j] += factor * piece[i, j]
+                length = root[r, c * size + k]
+                for j in range(width):
+                    out[r, positions[k * pairs + pair_starts[c] + j]] = length * turned[j]
+
+
+@njit(void(*[VALUES] * 4, *[INDEX] * 4, OUT, OUT), **compiled)
+def outer(x, y, u, w, P_indptr, P_indices, A_indptr, A_indices, dP, dA):
+    """dP = -(u x' + x u')/2 (twice that off the diagonal) and dA = -(y u' + w x') on the stored entries."""
+    for r in range(x.shape[0]):
+        for j in range(len(P_indptr) - 1):
+            for k in range(P_indptr[j], P_indptr[j + 1]):
+                i = P_indices[k]
+                both = u[r, i] * x[r, j] + x[r, i] * u[r, j]
+                dP[r, k] = -both / 2 if i == j else -both
+        for j in range(len(A_indptr) - 1):
+            for k in range(A_indptr[j], A_indptr[j + 1]):
+                i = A_indices[k]
+                dA[r, k] = -(y[r, i] * u[r, j] + w[r, i] * x[r, j])

@@ -1,0 +1,283 @@
+"""From softmax to a differentiable top-k: five projections along the last axis of NumPy, PyTorch, JAX and TensorFlow arrays.
+
+Each solution depends on one number per row, the threshold that makes the row sum to what it must. The threshold (or, with it, the set of
+entries that lie at a bound) is found as a constant; the framework then differentiates the solution written around that constant, so that
+first and second derivatives are exact in every mode and transform.
+
+A row without a solution (a NaN; too many infinite scores; upper bounds that are negative or sum to less than one) comes back as NaN with
+zero gradient, and the other rows are untouched. Integers, and arrays without a last axis, are ValueErrors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from cvxlayers.backend import NUMPY, Verbs, backend_of
+
+LIMIT = 4400  # of steps: every other one of them halves the bracket, 2100 times from the range of double precision to its spacing
+
+
+def softmax(x: Any) -> Any:
+    """Project scores x (*batch, n) onto the simplex, regularized by the entropy H(y) = -sum_i y_i log y_i.
+
+        y* = argmin_y  -x'y - H(y)  subject to  0 <= y, 1'y = 1
+
+    >>> softmax([0.0, float(np.log(3))]).round(3)
+    array([0.25, 0.75])
+    """
+    verbs, (x,) = _floats(x)
+    (x,) = _rows_with(verbs, _bounded(verbs, x), x)
+    e = verbs.xp.exp(x - verbs.stop(verbs.xp.max(x, axis=-1, keepdims=True)))
+    return e / _sum(verbs, e)
+
+
+def sparsemax(x: Any) -> Any:
+    """Project scores x (*batch, n) onto the simplex in the Euclidean norm.
+
+        y* = argmin_y  1/2 |y - x|^2  subject to  0 <= y, 1'y = 1
+
+    Named by Martins, Astudillo, "From softmax to sparsemax: a sparse model of attention and multi-label classification", 2016.
+
+    >>> sparsemax([1.0, 0.5, -2.0])
+    array([0.75, 0.25, 0.  ])
+    """
+    return constrained_sparsemax(x, 1.0)
+
+
+def constrained_softmax(x: Any, upper: Any) -> Any:
+    """`softmax` under upper bounds, a number or an array that broadcasts with the scores x (*batch, n).
+
+        y* = argmin_y  -x'y - H(y)  subject to  0 <= y <= upper, 1'y = 1
+
+    Differentiable in both. Rows have a solution where the bounds are nonnegative and sum to at least one. Named by Martins, Kreutzer,
+    "Learning what's easy: fully differentiable neural easy-first taggers", 2017.
+
+    >>> constrained_softmax([2.0, 0.0, 0.0], 0.5)
+    array([0.5 , 0.25, 0.25])
+    """
+    verbs, (x, upper) = _floats(x, upper)
+    xp = verbs.xp
+    x, upper = _rows_with(verbs, _bounded(verbs, x) & _feasible(verbs, x, upper), x, upper)
+
+    def solution(x: Any, upper: Any, full: Any) -> Any:
+        """The solution if exactly the entries ``full`` are at their bounds."""
+        x = xp.where(full, -math.inf, x)
+        top = xp.max(x, axis=-1, keepdims=True)
+        e = xp.exp(x - verbs.stop(xp.where(xp.isfinite(top), top, xp.zeros_like(top))))
+        total = _sum(verbs, e)
+        mass = 1 - _sum(verbs, xp.where(full, upper, xp.zeros_like(upper)))
+        return xp.where(full, upper, e * (mass / xp.where(total > 0, total, xp.ones_like(total))))
+
+    def find(x: Any, upper: Any) -> tuple[Any]:
+        # An entry above its bound goes there, which only raises the others: the set grows until it is the right one.
+        def body(full: Any, _: Any) -> tuple[Any, Any]:
+            above = solution(x, upper, full) > upper
+            return full | above, xp.any(above)
+
+        return (verbs.loop(lambda full, going: going, body, body(x > math.inf, None))[0],)
+
+    (full,) = verbs.constant(find, (1, 1), x, upper)
+    return solution(x, upper, full)
+
+
+def constrained_sparsemax(x: Any, upper: Any) -> Any:
+    """`sparsemax` under upper bounds, a number or an array that broadcasts with the scores x (*batch, n).
+
+        y* = argmin_y  1/2 |y - x|^2  subject to  0 <= y <= upper, 1'y = 1
+
+    y = min(max(x + nu, 0), upper) with the one nu that makes the sum 1. Differentiable in both (at the kinks, a derivative of one side).
+    Rows have a solution where the bounds are nonnegative and sum to at least one. Named by Malaviya, Ferreira, Martins, "Sparse and
+    constrained attention for neural machine translation", 2018.
+
+    >>> constrained_sparsemax([1.0, 0.5, -2.0], 0.6)
+    array([0.6, 0.4, 0. ])
+    """
+    verbs, (x, upper) = _floats(x, upper)
+    xp, eps = verbs.xp, backend_of(x).resolution(x)
+    x, upper = _rows_with(verbs, _bounded(verbs, x) & _feasible(verbs, x, upper), x, upper)
+    never = x == -math.inf
+    x, upper = xp.where(never, xp.zeros_like(x), x), xp.where(never, xp.zeros_like(upper), upper)
+    x = x - verbs.stop(xp.max(x, axis=-1, keepdims=True))
+
+    def inside(y: Any, upper: Any) -> Any:
+        return xp.where((y > 0) & (y < upper), xp.ones_like(y), xp.zeros_like(y))
+
+    def find(x: Any, upper: Any) -> tuple[Any]:
+        upper = xp.where(upper < 1, upper, xp.ones_like(upper))
+
+        def evaluate(nu: Any) -> tuple[Any, Any]:
+            y = x + nu
+            value = _sum(verbs, xp.where(y < upper, xp.where(y > 0, y, xp.zeros_like(y)), upper)) - 1
+            slope = _sum(verbs, inside(y, upper))
+            return value, xp.where(slope > 0, -value / xp.where(slope > 0, slope, xp.ones_like(nu)), math.inf)
+
+        first, last = -xp.max(x, axis=-1, keepdims=True), xp.max(upper - x, axis=-1, keepdims=True)
+        return (_increasing_root(verbs, evaluate, first, first, last, 8 * eps),)
+
+    (nu,) = verbs.constant(find, (1, 1), x, upper)
+    y = x + nu
+    free, bound = verbs.stop(inside(y, upper)), xp.where(y < upper, xp.zeros_like(y), upper)
+    count = _sum(verbs, free)
+    excess = (_sum(verbs, free * y) + _sum(verbs, bound) - 1) / xp.where(count > 0, count, xp.ones_like(count))
+    return xp.where(free > 0, y - excess, bound)
+
+
+def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
+    """Weigh scores x (*batch, n) by the limited multi-label projection, a soft top-k: weights in (0, 1) that sum to k.
+
+        y* = argmin_y  -x'y - temperature H_b(y)  subject to  0 <= y <= 1, 1'y = k
+        H_b(y) = -sum_i y_i log y_i + (1 - y_i) log(1 - y_i)
+
+    y = sigmoid(x / temperature + nu) with the one nu that makes the sum k. The temperature, a number or a positive array that broadcasts
+    with x and is differentiated too, goes to 0 with the hard top-k, which the number 0 itself gives (equal scores share the last places).
+    Scores of +inf get weight 1, of -inf weight 0. Raises ValueError for k outside [0, n] and for a negative temperature.
+
+    Projection and derivative: Amos, Koltun, Kolter, "The limited multi-label projection layer", 2019. Here nu is found by Newton's method
+    within [logit(k/n) - max x, logit(k/n) - min x], which always holds it.
+
+    >>> lml([4.0, 1.0, 0.0, -1.0], 2).round(3)
+    array([0.963, 0.565, 0.323, 0.149])
+    >>> lml([4.0, 1.0, 0.0, -1.0], 2, temperature=0)
+    array([1., 1., 0., 0.])
+    """
+    verbs, (x,) = _floats(x)
+    xp, n, eps = verbs.xp, x.shape[-1], backend_of(x).resolution(x)
+    if not 0 <= k <= n:
+        raise ValueError(f"got k = {k}; wanted a number from 0 to {n}, the length of the last axis of x")
+    if isinstance(temperature, Real) and not temperature >= 0:
+        raise ValueError(f"got the temperature {temperature}; wanted 0 or more")
+    if k in (0, n) or (isinstance(temperature, Real) and temperature == 0):
+        return _hard(verbs, x, k)
+
+    # Infinite scores have weight 1 or 0 and stand aside; with sigmoid(-inf) = 0 they need no mask in what follows.
+    plain = isinstance(temperature, Real) and temperature == 1
+    temperature = verbs.asarray(temperature, x)
+    free = xp.abs(verbs.stop(x if plain else x / temperature)) < math.inf
+    z = xp.where(free, x, xp.zeros_like(x))
+    z = z if plain else z / temperature
+    least, most = xp.min(z, axis=-1, keepdims=True), xp.max(z, axis=-1, keepdims=True)
+    z = xp.where(free, z, -math.inf)
+    certain = xp.astype(x == math.inf if plain else ~free & (x > 0), x.dtype)
+    count, target = _sum(verbs, xp.astype(free, x.dtype)), k - _sum(verbs, certain)
+    possible = (target >= 0) & (target <= count) & ~xp.any(xp.isnan(x), axis=-1, keepdims=True)
+
+    def find(z: Any, least: Any, most: Any, count: Any, target: Any) -> tuple[Any, Any]:
+        some = xp.where(count > 0, count, xp.ones_like(count))
+
+        def log_odds(total: Any) -> Any:
+            total = xp.where(total > eps * some, total, eps * some)
+            total = xp.where(total < (1 - eps) * some, total, (1 - eps) * some)
+            return xp.log(total) - xp.log(some - total)
+
+        wanted = log_odds(target)
+
+        def root(z: Any, least: Any, most: Any, start: Any) -> Any:
+            def evaluate(nu: Any) -> tuple[Any, Any]:
+                y = verbs.sigmoid(z + nu)
+                total = _sum(verbs, y)
+                slope = (total - _sum(verbs, y * y)) * some / (xp.where(total < some, some - total, some) * total + eps * eps)
+                steep = slope > eps
+                return total - target, xp.where(steep, (wanted - log_odds(total)) / xp.where(steep, slope, xp.ones_like(nu)), math.inf)
+
+            return _increasing_root(verbs, evaluate, start, wanted - most, wanted - least, 8 * eps * max(k, 1))
+
+        # Again with the score next to the threshold as the origin: what counts are the small differences of the scores there.
+        nu = root(z, least, most, wanted - most / 2 - least / 2)
+        distance = xp.abs(z + nu)
+        near = xp.where(distance == xp.min(distance, axis=-1, keepdims=True), z, -math.inf)
+        origin = xp.where(count > 0, xp.max(near, axis=-1, keepdims=True), xp.zeros_like(nu))
+        return root(z - origin, least - origin, most - origin, nu + origin), origin
+
+    nu, origin = verbs.constant(find, (1,) * 5, verbs.stop(z), verbs.stop(least), verbs.stop(most), count, target)
+    z = z - origin
+    # One step of Chebyshev's method, a Newton step and its correction by the curvature: being of third order, it moves with z as the root
+    # does up to the second derivative. In value it is the root already, and the step is zero.
+    y = verbs.sigmoid(z + nu)
+    h = y * (1 - y)
+    total, slope = _sum(verbs, y), _sum(verbs, h)
+    slope = xp.where(slope > eps, slope, xp.ones_like(slope))
+    step = (total - verbs.stop(total)) / slope
+    bend = _sum(verbs, verbs.stop(h) * (0.5 - verbs.stop(y))) / verbs.stop(slope)
+    y = verbs.sigmoid(z + (nu - step - bend * step * step))
+    return xp.where(free & possible, y, xp.where(possible, certain, math.nan))
+
+
+def _hard(verbs: Verbs, x: Any, k: float) -> Any:
+    """The limit of `lml` at temperature 0, of derivative 0."""
+    xp = verbs.xp
+    zero = xp.zeros_like(x)
+    least = xp.sort(verbs.stop(x), axis=-1)[..., x.shape[-1] - max(math.ceil(k), 1)][..., None]
+    above, equal = x > least, x == least
+    share = (k - _count(verbs, above, x)) / _count(verbs, equal, x)
+    y = xp.where(above, xp.ones_like(x), xp.where(equal, share, zero))
+    # A zero that depends on x: frameworks may refuse to differentiate what does not.
+    y = y + xp.where(xp.isfinite(x), x, zero) * 0
+    return _rows_with(verbs, ~xp.any(xp.isnan(x), axis=-1, keepdims=True), y)[0]
+
+
+def _increasing_root(verbs: Verbs, evaluate: Callable, nu: Any, low: Any, high: Any, tolerance: float) -> Any:
+    """The roots (*batch, 1) in [low, high] of increasing functions, from nu on; ``evaluate(nu)`` gives values and the steps of Newton.
+
+    A step that would leave the bracket becomes a bisection, and so does every other one of a search that is long; a row stops where its
+    value is within the tolerance or its bracket cannot be divided.
+    """
+    xp = verbs.xp
+
+    def body(nu: Any, low: Any, high: Any, _: Any, count: Any) -> tuple[Any, ...]:
+        value, step = evaluate(nu)
+        low, high = xp.where(value < 0, nu, low), xp.where(value < 0, high, nu)
+        fast = (nu + step > low) & (nu + step < high) & ((count < 20) | (count % 2 == 0))
+        new = xp.where(fast, nu + step, low / 2 + high / 2)
+        going = (xp.abs(value) > tolerance) & (new != nu)
+        return xp.where(going, new, nu), low, high, going, count + 1
+
+    state = (nu, low, high, nu == nu, 0)
+    return verbs.loop(lambda nu, low, high, going, count: xp.any(going) & (count < LIMIT), body, state)[0]
+
+
+def _floats(*arrays: Any) -> tuple[Verbs, list[Any]]:
+    """The arrays in one framework and dtype, that of the first which is not NumPy's, and of one shape."""
+    like = next((a for a in arrays if backend_of(a) is not NUMPY), None)
+    if like is None:
+        like = np.asarray(arrays[0], dtype=None if hasattr(arrays[0], "dtype") else float)
+    verbs = backend_of(like).verbs
+    if "float" not in str(like.dtype):
+        raise ValueError(f"got an array of dtype {like.dtype}; wanted a floating one")
+    cast = [verbs.asarray(a, like) for a in arrays]
+    if not len(cast[0].shape):
+        raise ValueError("got a number; wanted an array of scores with a last axis")
+    if any(len(a.shape) and a.shape[-1] not in (1, cast[0].shape[-1]) for a in cast[1:]):
+        raise ValueError(f"got arrays of shapes {[tuple(a.shape) for a in cast]}; wanted last axes of one length")
+    return verbs, [sum((verbs.xp.zeros_like(b) for b in cast if b is not a), start=a) for a in cast]
+
+
+def _sum(verbs: Verbs, x: Any) -> Any:
+    return verbs.xp.sum(x, axis=-1, keepdims=True)
+
+
+def _count(verbs: Verbs, mask: Any, like: Any) -> Any:
+    return _sum(verbs, verbs.xp.where(mask, verbs.xp.ones_like(like), verbs.xp.zeros_like(like)))
+
+
+def _bounded(verbs: Verbs, x: Any) -> Any:
+    """Which rows (*batch, 1) have no NaN, no +inf, and a finite entry."""
+    xp = verbs.xp
+    return xp.all(x < math.inf, axis=-1, keepdims=True) & xp.any(x > -math.inf, axis=-1, keepdims=True)
+
+
+def _feasible(verbs: Verbs, x: Any, upper: Any) -> Any:
+    """Which rows (*batch, 1) have bounds under which weights of sum one exist."""
+    xp = verbs.xp
+    slack = 8 * backend_of(x).resolution(x)
+    room = _sum(verbs, xp.where((x > -math.inf) & (upper < 1), upper, xp.where(x > -math.inf, xp.ones_like(x), xp.zeros_like(x))))
+    return xp.all(upper >= 0, axis=-1, keepdims=True) & (room >= 1 - slack)
+
+
+def _rows_with(verbs: Verbs, valid: Any, *arrays: Any) -> list[Any]:
+    """The arrays with NaN in the rows that are not valid: what is NaN first stays so, without a warning and with zero gradient."""
+    return [verbs.xp.where(valid, a, math.nan) for a in arrays]
