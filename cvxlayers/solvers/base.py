@@ -40,6 +40,8 @@ class Solver(ABC):
     """Whether it takes a quadratic objective P."""
     warm_start: ClassVar[bool] = False
     """Whether it can begin at a given Solution."""
+    threads: ClassVar[int] = 1
+    """The ``jobs`` of a solver that was not told a number of threads."""
     where: ClassVar[str] = "host"
     options: ClassVar[Mapping[str, type]] = MappingProxyType({})
     """Its own option names that pass through, each with the type of its value."""

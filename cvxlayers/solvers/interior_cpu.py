@@ -72,6 +72,7 @@ class Interior(Solver):
     name = "INTERIOR"
     cones = frozenset({Zero, NonNegative, SecondOrder, Semidefinite, Exponential, Power})
     semidefinite_order = 30
+    threads = 0  # all that the machine or CVXLAYERS_NUM_THREADS allows
     quadratic = True
     options = MappingProxyType(
         {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
