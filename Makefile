@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-control test lint types units docs bench race clean
+.PHONY: demo demo-control test test-long lint types units docs bench race clean
 
 demo: .venv/demo.stamp
 	$(BIN)/python examples/tune_regression.py
@@ -22,6 +22,10 @@ types: .venv/test.stamp
 
 units: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2
+
+# Compares INTERIOR with Clarabel on 500 programs of each random family; commit tests/families.txt.
+test-long: .venv/test.stamp
+	$(BIN)/python -m tests.families
 
 docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 from tqdm import tqdm
 
-from cvxlayers.canonicalize import canonicalize
-from cvxlayers.cones import NonNegative, Product, Zero
+from cvxlayers.cones import Exponential, NonNegative, Product, SecondOrder, Semidefinite, Zero
 from cvxlayers.products import Products, residuals
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import find, get, lacks
@@ -35,7 +34,7 @@ def stack(pattern: Pattern, P: np.ndarray, q: np.ndarray, A: np.ndarray, b: np.n
     return pattern, ConeProgram(*parts)
 
 
-def sparse(P: sp.spmatrix, A: sp.spmatrix, cone: Product, q: np.ndarray, b: np.ndarray, rows: int) -> Batch:
+def sparse(P: Any, A: Any, cone: Product, q: np.ndarray, b: np.ndarray, rows: int) -> Batch:
     """P and A shared by all rows."""
     P, A = sp.csc_matrix(sp.triu(P)), sp.csc_matrix(A)
     for matrix in (P, A):
@@ -62,7 +61,7 @@ def mpc(rng: np.random.Generator, rows: int = 128, states: int = 12, controls: i
     first = 3 * rng.standard_normal((rows, states)) @ F.T
     b = np.concatenate([first, np.zeros((rows, (horizon - 1) * states)), np.full((rows, 2 * horizon * controls), 0.5)], axis=1)
     cone = Product((Zero(horizon * states), NonNegative(2 * horizon * controls)))
-    return sparse(P, A, cone, np.zeros(A.shape[1]), b, rows)
+    return sparse(P, A, cone, np.zeros(P.shape[0]), b, rows)
 
 
 def portfolio(rng: np.random.Generator, rows: int = 32, assets: int = 500, factors: int = 20) -> Batch:
@@ -93,13 +92,63 @@ def dense(rng: np.random.Generator, rows: int = 128, n: int = 100, inequalities:
     return stack(pattern, P, rng.standard_normal((rows, n)), A, b, rows)
 
 
-def stated(problem: cp.Problem, values: dict[cp.Parameter, np.ndarray], rows: int) -> Batch:
-    """The cone programs of a CVXPY problem at values (rows, *shape) of its parameters."""
-    form = canonicalize(problem, list(values), problem.variables())
-    return form.pattern, form.program([np.asarray(v, dtype=float) for v in values.values()])  # type: ignore[attr-defined]
+def socp(rng: np.random.Generator, rows: int = 128, n: int = 50, cones: int = 10, size: int = 10) -> Batch:
+    """minimize |x|^2 / 2 + q'x subject to |F_k x + g_k| <= h_k'x + 1 for ten cones."""
+    A, b = rng.standard_normal((rows, cones * size, n)) / np.sqrt(n), 0.3 * rng.standard_normal((rows, cones * size))
+    b[:, ::size] = 1.0
+    cone = Product((SecondOrder(size),) * cones)
+    pattern = Pattern.of(sp.eye(n), np.ones(A.shape[1:]), cone)
+    q = 3 * rng.standard_normal((rows, n))
+    return stack(pattern, np.ones(n), q, A[:, pattern.A_indices, pattern.A_columns], b, rows)
 
 
-PROGRAMS: dict[str, Callable[..., Batch]] = {"simplex": simplex, "mpc": mpc, "portfolio": portfolio, "dense": dense}
+def logistic(rng: np.random.Generator, rows: int = 32, points: int = 100, features: int = 20) -> Batch:
+    """Logistic regression: t_i >= log(1 + exp(-z_i'w)) by two exponential cones per point, variables w, t, u, v."""
+    Z = rng.standard_normal((rows, points, features))
+    Z *= np.sign(Z @ rng.standard_normal((rows, features, 1))) * np.where(rng.random((rows, points, 1)) < 0.1, -1, 1)
+    n, eye, nothing = features + 3 * points, np.eye(points), np.zeros((points, points))
+    mask = np.zeros((points, features))
+    blank = np.zeros((rows, points, features))
+    # u + v <= 1; (-z'w - t, 1, u) and (-t, 1, v) in the cone
+    lines = [np.hstack([mask, nothing, eye, eye])]
+    P = sp.diags_array(np.r_[np.ones(features), np.zeros(3 * points)])
+    full = lambda block: np.concatenate([np.broadcast_to(part, (rows, *part.shape[-2:])) for part in block], axis=2)  # noqa: E731
+    x1, x2 = full([Z, eye, nothing, nothing]), full([blank, eye, nothing, nothing])
+    y = np.zeros((rows, points, n))
+    z1, z2 = full([blank, nothing, -eye, nothing]), full([blank, nothing, nothing, -eye])
+    cones = np.stack([np.stack([x1, y, z1], 2), np.stack([x2, y, z2], 2)], 2).reshape(rows, 6 * points, n)
+    A = np.concatenate([np.broadcast_to(lines[0], (rows, points, n)), cones], axis=1)
+    b = np.r_[np.ones(points), np.tile([0.0, 1.0, 0.0], 2 * points)]
+    pattern = Pattern.of(P, (A != 0).any(0).astype(float), Product((NonNegative(points), *(Exponential(),) * (2 * points))))
+    q = np.r_[np.zeros(features), np.ones(points), np.zeros(2 * points)]
+    ones = np.ones(features)
+    return stack(pattern, ones, q, A[:, pattern.A_indices, pattern.A_columns], b, rows)
+
+
+def correlation(rng: np.random.Generator, rows: int = 32, order: int = 10) -> Batch:
+    """The nearest correlation matrix: minimize |X - C|^2 / 2, X >= 0, diagonal one."""
+    size = order * (order + 1) // 2
+    diagonal = np.cumsum(np.arange(1, order + 1)) - 1
+    A = sp.vstack([sp.csr_matrix((np.ones(order), (np.arange(order), diagonal)), shape=(order, size)), -sp.eye(size)])
+    b = np.r_[np.ones(order), np.zeros(size)]
+    return sparse(sp.eye(size), A, Product((Zero(order), Semidefinite(order))), rng.standard_normal((rows, size)), b, rows)
+
+
+def large_correlation(rng: np.random.Generator, rows: int = 32) -> Batch:
+    """The same of order 20."""
+    return correlation(rng, rows, 20)
+
+
+PROGRAMS: dict[str, Callable[..., Batch]] = {
+    "simplex": simplex,
+    "mpc": mpc,
+    "portfolio": portfolio,
+    "dense": dense,
+    "socp": socp,
+    "logistic": logistic,
+    "sdp10": correlation,
+    "sdp20": large_correlation,
+}
 SOLVERS = ("INTERIOR", "CLARABEL", "DAQP")
 
 

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrder, Semidefinite
 from cvxlayers.conic import ConicLayer
 from cvxlayers.errors import Status
+from cvxlayers.kernels import disk
 from cvxlayers.kernels.lanes import LANES
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import find, get
@@ -187,3 +188,90 @@ def test_iterations_end_and_options_arrive():
     loose, tight = solve(pattern, program, eps=1e-4), solve(pattern, program, eps=1e-9)
     assert (loose.iterations < tight.iterations).all()
     assert all(residual(pattern, program, tight, i) < 1e-8 for i in range(3))
+
+
+# first use
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600, env={**os.environ, **environment}
+    )
+
+
+def test_kernels_are_loaded_from_disk():
+    """What one process compiled the next one loads: under half a second of CPU time, numba's import included."""
+    code = """
+import time
+import numpy, scipy.sparse, qdldl
+start = time.process_time()
+from tests.test_interior import feasible, solve
+pattern, program, _ = feasible("linear", True)
+start = time.process_time()
+import numba
+solve(pattern, program)
+print(time.process_time() - start)
+"""
+    python(code)
+    assert min(float(python(code).stdout) for _ in range(3)) < 0.5
+
+
+def test_a_read_only_installation_uses_the_cache_of_the_user(tmp_path):
+    """Without a folder to write to beside the kernels, numba's folder in the user's cache takes their place."""
+    code = """
+import os, pathlib, numba.core.caching as caching
+refused = caching.InTreeCacheLocator
+refused.from_function = classmethod(lambda cls, function, file: None)
+from cvxlayers.kernels.ldl import norm
+print(norm._cache.cache_path)
+"""
+    path = python(code, XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR="").stdout.strip()
+    assert path.startswith(str(tmp_path)) or "numba" in path
+    nowhere = code.replace("refused.from_function", "caching.UserWideCacheLocator.from_function = refused.from_function").replace(
+        "print(norm._cache.cache_path)", "print(type(norm._cache).__name__)"
+    )
+    assert python(nowhere, NUMBA_CACHE_DIR="").stdout.strip() == "NullCache"
+
+
+def test_a_change_in_one_kernel_recompiles_all():
+    """numba looks at the file of a function only; the stamp of its cache holds a hash of all kernels."""
+    from cvxlayers.kernels.ldl import factor
+    from cvxlayers.kernels.system import products
+
+    stamps = {kernel._cache._cache_file._source_stamp[1] for kernel in (factor, products)}
+    assert stamps == {disk.STAMP} and len(disk.STAMP) == 64
+
+
+def test_clarabel_serves_where_numba_cannot_load():
+    code = """
+import sys, warnings
+sys.modules["numba"] = None
+import numpy as np, scipy.sparse as sp
+import cvxlayers.solvers as solvers
+from cvxlayers.cones import NonNegative, Product
+from cvxlayers.program import Pattern
+pattern = Pattern.of(sp.eye(2), -sp.eye(2), Product((NonNegative(2),)))
+solvers.choose = lambda pattern: "INTERIOR"
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    names = {solvers.get(None, None, pattern)[0].name for _ in range(3)}
+print(names, len(seen), seen[0].message)
+try:
+    solvers.get("INTERIOR", None, pattern)
+except ImportError as error:
+    print(error)
+"""
+    first, second = python(code).stdout.splitlines()
+    assert first.startswith("{'CLARABEL'} 1 numba cannot be loaded") and "takes the place of INTERIOR" in first
+    assert second == "solver 'INTERIOR' needs the package 'numba'; pip install numba"
+
+
+def test_warming_up(capfd):
+    from cvxlayers.__main__ import main
+    from cvxlayers.solvers.warmup import combinations_of_cones
+
+    main(["warmup", "--linear"])
+    assert "compiling: 100%" in capfd.readouterr().err
+    assert len(set(combinations_of_cones())) == 8 and len(list(combinations_of_cones(linear_only=True))) == 1
+    with pytest.raises(SystemExit):
+        main([])

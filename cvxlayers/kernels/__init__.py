@@ -1,8 +1,12 @@
 """Compiled kernels: LANES problems at a time, one per lane of a SIMD register, blocks of lanes spread over threads.
 
 - ``lanes``: a vector of numbers with the arithmetic of a scalar; everything else is written in it.
-- ``threads``: blocks over the threads of a pool of our own.
+- ``threads``: blocks over the threads of a pool of our own. ``disk``: how kernels are compiled, and kept for later processes.
 - ``ldl``: LDL' factorization of sparse quasi-definite matrices; ``rows``: the same for rows of a batch.
+- ``interior``: the interior-point method of the solver INTERIOR, whose mathematics stands there; ``system`` its matrix, ``equilibrate``
+  its scaling, ``newton`` its steps, ``assess`` its measures, ``memory`` its vectors, ``programs`` its rows.
+- ``cones``: what the method asks of cones; ``nonnegative``, ``second_order``, ``semidefinite`` (on ``small_dense``) and
+  ``three_dimensional`` (on ``barriers``) answer.
 
 The only part of the library that imports numba. A kernel compiles when it is first used and is then loaded from disk.
 """

@@ -14,16 +14,16 @@ These names exist in compiled code only.
 from __future__ import annotations
 
 import operator
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numba.np.arrayobj import populate_array
+
+from cvxlayers.kernels.disk import compiled
 
 LANES = 8
 """Problems per register: 512 bits of float64, or two registers of 256, or four of 128."""
@@ -34,30 +34,6 @@ Compiled = Any
 FUSED = ("contract",)
 VECTOR, BITS = ir.VectorType(ir.DoubleType(), LANES), ir.VectorType(ir.IntType(1), LANES)
 INDEX = ir.IntType(32)
-
-
-def _stamp() -> str:
-    """A hash of all kernels: numba looks only at the file of a function, not at those of the functions compiled into it."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-STAMP = _stamp()
-
-
-def compiled(function: Any) -> Any:
-    """Compile on first use and keep the result on disk; without the GIL, and without liberties that would compile NaN away.
-
-    Where no folder can be written to (neither beside the file nor the user's cache), it is compiled again in every process.
-    """
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-    try:
-        kernel: Any = njit(function, cache=True, **options)
-    except RuntimeError:
-        return njit(function, **options)
-    index = kernel._cache._cache_file
-    index._source_stamp = (index._source_stamp, STAMP)
-    return kernel
 
 
 def emitted(function: Any) -> Any:

@@ -1,7 +1,7 @@
 """Solvers of the cone program, and how to choose one.
 
 A solver takes a batch of programs that share one pattern, minimize 1/2 x'Px + q'x subject to Ax + s = b, s in K, and returns (x, y, s)
-with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Six exist, one file each:
+with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Seven exist, one file each:
 
 - ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives. The default.
 - ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small or dense.
@@ -23,6 +23,7 @@ them when the layer is built, not in a call.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -34,20 +35,15 @@ from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
 
 REGISTRY = MappingProxyType(
-    {
-        "CLARABEL": "Clarabel",
-        "DAQP": "DAQP",
-        "INTERIOR": "Interior",
-        "SCS": "SCS",
-        "ECOS": "ECOS",
-        "DIFFCP": "DIFFCP",
-        "MOREAU": "Moreau",
-    }
+    {"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "MOREAU": "Moreau", "INTERIOR": "Interior"}
 )
 """Every solver's name and its class, which lives in the file of that name and imports its package when first used."""
 
 FILES = MappingProxyType({"INTERIOR": "interior_cpu"})
 """The files of solvers that do not bear their names."""
+
+EXTRAS = frozenset({"ECOS", "DIFFCP", "MOREAU"})
+"""The solvers that an extra of that name installs."""
 
 
 def find(name: str) -> type[Solver]:
@@ -61,7 +57,8 @@ def find(name: str) -> type[Solver]:
     try:
         module = import_module(f"{__name__}.{FILES.get(key, key.lower())}")
     except ModuleNotFoundError as error:
-        package, extra = str(error.name).partition(".")[0], f"cvxlayers[{key.lower()}]"
+        package = str(error.name).partition(".")[0]
+        extra = f"cvxlayers[{key.lower()}]" if key in EXTRAS else package
         raise ImportError(f"solver {key!r} needs the package {package!r}; pip install {extra}", name=error.name) from error
     return getattr(module, REGISTRY[key])
 
@@ -99,8 +96,13 @@ def _serving(name: str) -> type[Solver]:
     try:
         return find(name)
     except ImportError as error:
-        warn(f"numba cannot be loaded ({error}); the solver CLARABEL takes the place of INTERIOR, more slowly", RuntimeWarning)
+        _warn_once(f"numba cannot be loaded ({error}); the solver CLARABEL takes the place of INTERIOR, more slowly")
         return find("CLARABEL")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warn(message, RuntimeWarning)
 
 
 def lacks(cls: type[Solver], pattern: Pattern) -> str:

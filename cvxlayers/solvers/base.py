@@ -34,12 +34,14 @@ class Solver(ABC):
     """The name a user writes."""
     cones: ClassVar[frozenset[type[Cone]]]
     """The cones it takes."""
-    semidefinite_order: ClassVar[float] = float("inf")
+    semidefinite_order: ClassVar[int] = 1 << 31
     """The largest order of a semidefinite cone that it takes."""
     quadratic: ClassVar[bool]
     """Whether it takes a quadratic objective P."""
     warm_start: ClassVar[bool] = False
     """Whether it can begin at a given Solution."""
+    threads: ClassVar[int] = 1
+    """The ``jobs`` of a solver that was not told a number of threads."""
     where: ClassVar[str] = "host"
     options: ClassVar[Mapping[str, type]] = MappingProxyType({})
     """Its own option names that pass through, each with the type of its value."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class Interior(Solver):
     name = "INTERIOR"
     cones = frozenset({Zero, NonNegative, SecondOrder, Semidefinite, Exponential, Power})
     semidefinite_order = 30
+    threads = 0  # all that the machine or CVXLAYERS_NUM_THREADS allows
     quadratic = True
     options = MappingProxyType(
         {**dict.fromkeys(("tol_feas", "tol_gap", "tol_infeas", "shift"), float), **dict.fromkeys(("max_iter", "refinements"), int)}
@@ -84,7 +85,8 @@ class Interior(Solver):
         """Solve every row in a lane of its own; ``start`` means nothing to it."""
         system, cones = _layout(pattern)
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
-        options = Options(*(self.settings[name] for name in names))
+        settings: Any = self.settings
+        options = Options(*(settings[name] for name in names))
         x, z, s, report = solve_programs(
             system,
             cones,

@@ -26,7 +26,7 @@ def configure(cls: type[AnySolver], solver_args: Mapping[str, Any] | None = None
     settings: dict[str, object] = {}
     ignored: list[str] = []
     unknown: list[str] = []
-    jobs = 1
+    jobs = cls.threads
     if "eps" in args:
         settings.update((name, _checked(cls, "eps", args["eps"], float)) for name in cls.tolerances)
     if "max_iters" in args:
