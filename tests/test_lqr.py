@@ -143,7 +143,7 @@ def test_a_row_without_minimum_is_nan_and_told(backend: str) -> None:
 def test_against_cvxpy() -> None:
     C, c, F, f, x0 = problem(3, 2, 6, (), "tttt")
     tau = cp.Variable((6, 5))
-    cost = sum(cp.quad_form(tau[t], cp.psd_wrap((C[t] + C[t].T) / 2)) / 2 + c[t] @ tau[t] for t in range(6))
+    cost: Any = sum(cp.quad_form(tau[t], cp.psd_wrap((C[t] + C[t].T) / 2)) / 2 + c[t] @ tau[t] for t in range(6))
     constraints = [tau[0, :3] == x0, *(tau[t + 1, :3] == F[t] @ tau[t] + f[t] for t in range(5))]
     cp.Problem(cp.Minimize(cost), constraints).solve(solver="CLARABEL")
     plan = lqr(C, c, F, f, x0)
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], message: str) -> None
 def test_a_horizon_is_needed_and_must_agree() -> None:
     values = problem(2, 1, 5, (2,), "ssss")
     with pytest.raises(ValueError, match="no array with an axis of time"):
-        lqr(*values)
+        lqr(*values, horizon=None)
     with pytest.raises(ValueError, match="C has 5 stages; wanted 6"):
         lqr(*problem(2, 1, 5, (2,), "bbbb"), horizon=6)
 

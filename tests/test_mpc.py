@@ -99,7 +99,7 @@ def test_linear_quadratic_problems_are_one_convex_program(backend: str) -> None:
     found, gradients = TABLE[backend](plan, values, cotangents)
     for row in range(rows):
         tau = cp.Variable((T, n + m))
-        cost = sum(cp.quad_form(tau[t], cp.psd_wrap(C[t, row])) / 2 + c[t, row] @ tau[t] for t in range(T))
+        cost: Any = sum(cp.quad_form(tau[t], cp.psd_wrap(C[t, row])) / 2 + c[t, row] @ tau[t] for t in range(T))
         limits = [tau[0, :n] == x0[row], tau[:, n:] >= -0.7, tau[:, n] <= 0.5, tau[1:, :n] <= 3]
         moves = [tau[t + 1, :n] == F @ tau[t] + f for t in range(T - 1)]
         cp.Problem(cp.Minimize(cost), limits + moves).solve(solver="CLARABEL", tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
@@ -168,7 +168,7 @@ def _far(x: Any, params: Any) -> Any:
     return 10 * backend_of(x).verbs.xp.sum(x * x, axis=-1)
 
 
-FEATURES = {
+FEATURES: dict[str, tuple[dict[str, Any], Any]] = {
     "state bounds": (dict(x_lower=[-10.0, -0.8], x_upper=[np.inf, 1.6]), lambda x, u: (0, [x[1:, 1] >= -0.8, x[1:, 1] <= 1.6])),
     "path constraints": (dict(constraints=_slow), lambda x, u: (0, [-x[:, 1] <= 0.7])),
     "terminal constraints": (dict(terminal_constraints=_arrive), lambda x, u: (0, [cp.abs(x[-1]) <= 0.5])),
@@ -207,7 +207,7 @@ def test_every_kind_of_constraint(torch: Any, name: str) -> None:
 
 def test_rows_that_no_trajectory_satisfies_are_told(torch: Any) -> None:
     x0 = torch.tensor([[0.5, 0.0], [0.5, 5.0], [-0.5, 0.1]], dtype=torch.float64)  # the second cannot stop before the wall
-    given = dict(horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, x_upper=[1.0, np.inf])
+    given: dict[str, Any] = dict(horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, x_upper=[1.0, np.inf])
     with pytest.warns(InaccurateWarning, match="mpc row 1 of 3 did not converge.*the constraints of row 1 cannot be satisfied"):
         plan = MPC(integrator, effort, **given)(x0)
     assert plan.info.converged.tolist() == [True, False, True] and plan.info.infeasible.tolist() == [False, True, False]
@@ -426,7 +426,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_wrong_options_are_told(change: dict[str, Any], message: str) -> None:
-    given = dict(dynamics=integrator, cost=effort, horizon=5, n_state=2, n_ctrl=1)
+    given: dict[str, Any] = dict(dynamics=integrator, cost=effort, horizon=5, n_state=2, n_ctrl=1)
     with pytest.raises(ValueError, match=message):
         MPC(**{**given, **change})
 

@@ -77,7 +77,7 @@ def projected(program: Program, transcription: Transcription, tau: Any, y: Any, 
     if stages == 1:
         F = xp.zeros_like(C[:, :, :n, :])
     factors, _ = riccati.factor(C, F, stages)
-    move, costates = riccati.system(stages).solve((factors,), (C, F), (-at.slope * kept, xp.zeros_like(tau[..., :n])))
+    move, costates = riccati.SYSTEM.solve((factors,), (C, F), (-at.slope * kept, xp.zeros_like(tau[..., :n])))
 
     lengths = verbs.asarray(np.array(STEPS), tau)
     trials = clipped(program, u + lengths[:, None, None, None] * move[..., n:])

@@ -53,15 +53,14 @@ def lqr(C: Any, c: Any, F: Any, f: Any, x0: Any, horizon: int | None = None) -> 
     moves = xp.concat([x0, f], axis=0)
 
     factors, convex = verbs.constant(lambda C, F: riccati.factor(C, F, stages), (4, 4), C, F)
-    tau, multipliers = verbs.symmetric(riccati.system(stages), (factors,), (C, F), (-c, -moves))
+    tau, multipliers = verbs.symmetric(riccati.SYSTEM, (factors,), (C, F), (-c, -moves))
     # by the optimality conditions sum tau'C tau is what remains of it
     cost = (xp.sum(c * tau, axis=(0, 2)) + xp.sum(multipliers * moves, axis=(0, 2))) / 2
     tau = xp.where(convex[None, :, None], tau, xp.ones_like(tau) * np.nan)
     cost = xp.where(convex, cost, xp.ones_like(cost) * np.nan)
     _tell(verbs.known(convex), rows)
-    return Trajectory(
-        *(xp.reshape(part, (stages, *batch, part.shape[-1])) for part in (tau[..., :n], tau[..., n:])), xp.reshape(cost, batch)
-    )
+    x, u = (xp.reshape(part, (stages, *batch, part.shape[-1])) for part in (tau[..., :n], tau[..., n:]))
+    return Trajectory(x, u, xp.reshape(cost, batch))
 
 
 def _spread(xp: Any, a: Any, rank: int, rows: int) -> Any:

@@ -192,8 +192,10 @@ class MPC:
 def _sides(program: Program, tau: Any = None) -> dict[str, Any]:
     """b by groups: of a linear problem, or at tau with the derivatives it has where A is a constant."""
     found = {"initial": program.x0, **conditions.limits(program)}
+    if tau is None:
+        return {**found, "dynamics": program.dynamics.f}
     if program.layout.stages > 1:
-        found["dynamics"] = program.dynamics.f if tau is None else program.dynamics(tau[:-1])
+        found["dynamics"] = program.dynamics(tau[:-1])
     if program.constraints is not None:
         found["constraints"] = -program.constraints(tau)
     if program.terminal_constraints is not None:

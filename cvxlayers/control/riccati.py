@@ -23,28 +23,31 @@ from cvxlayers.kernels import riccati as kernel
 def factor(C: Any, F: Any, stages: int) -> tuple[Any, Any]:
     """Factors (T, B or 1, n^2 + mn + m^2), all of V_t, K_t, W_t, and where every reduced Hessian is positive definite (B or 1,)."""
     verbs = backend_of(C).verbs
-    known = [verbs.known(a) for a in (C, F)]
-    if all(a is not None and a.dtype in (np.float32, np.float64) for a in known):
+    known = _known(verbs, (C, F))
+    if known:
         lead = np.broadcast_shapes(C.shape[:-4], F.shape[:-4])
-        factors, convex = kernel.factor(*_rows_behind(known, [4, 4], lead), stages)
-        return tuple(_as(verbs, a, C) for a in _rows_before([factors, convex], [3, 1], lead))
+        C_rows, F_rows = _rows_behind(known, [4, 4], lead)
+        factors, convex = kernel.factor(C_rows, F_rows, stages)
+        factors, convex = (_as(verbs, a, C) for a in _rows_before([factors, convex], [3, 1], lead))
+        return factors, convex
     return _factor(verbs, C, F, stages)
-
-
-def system(stages: int) -> Symmetric:
-    """The `Symmetric` system for (factors,), (C, F), (-c, shift) -> (tau, lambda), shift = -[x0; f_0; ...; f_{T-2}]."""
-    return Symmetric(_solve, _product, _rest, _pull, ranks=((3,), (4, 4), (3, 3)))
 
 
 def _solve(held: Sequence[Any], p: Sequence[Any], b: Sequence[Any]) -> tuple[Any, Any]:
     verbs, arrays = backend_of(b[0]).verbs, (p[1], held[0], *b)
-    known = [verbs.known(a) for a in arrays]
-    if all(a is not None and a.dtype in (np.float32, np.float64) for a in known):
+    known = _known(verbs, arrays)
+    if known:
         lead = np.broadcast_shapes(*(a.shape[:-rank] for a, rank in zip(arrays, (4, 3, 3, 3), strict=True)))
-        found = kernel.solve(*_rows_behind(known, [4, 3, 3, 3], lead))
-        tau, multipliers = _rows_before(found, [3, 3], lead)
+        F, factors, right, shift = _rows_behind(known, [4, 3, 3, 3], lead)
+        tau, multipliers = _rows_before(kernel.solve(F, factors, right, shift), [3, 3], lead)
         return _as(verbs, tau, b[0]), _as(verbs, multipliers, b[0])
     return _passes(verbs, *arrays)
+
+
+def _known(verbs: Any, arrays: Sequence[Any]) -> list[np.ndarray]:
+    """The arrays for compiled passes, or none of them where some are elsewhere."""
+    known = [a for a in map(verbs.known, arrays) if a is not None and a.dtype in (np.float32, np.float64)]
+    return known if len(known) == len(arrays) else []
 
 
 def _as(verbs: Any, array: np.ndarray, like: Any) -> Any:
@@ -238,3 +241,7 @@ def _row_times(xp: Any, M: Any, v: Any) -> Any:
     if M.shape[-3] > 1:
         return xp.matmul(M, v[..., None])[..., 0]
     return xp.matmul(v, xp.matrix_transpose(M[..., 0, :, :]))
+
+
+SYSTEM = Symmetric(_solve, _product, _rest, _pull, ranks=((3,), (4, 4), (3, 3)))
+"""The system for (factors,), (C, F), (-c, shift) -> (tau, lambda), shift = -[x0; f_0; ...; f_{T-2}]."""
