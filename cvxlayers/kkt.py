@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import qdldl
 import scipy.sparse as sp
+from scipy.sparse.linalg import splu
 
 from cvxlayers.compiled import kernels
 from cvxlayers.cones import Derivative
@@ -176,6 +177,11 @@ class KKT:
             second, other = self._attempt(values[unclean], rhs[unclean], WEAK)
             better = (other[:, 0] < residual[unclean] / 2) & (other[:, 1] <= limit[unclean])
             z[unclean[better]], figures[unclean[better]] = second[better], other[better]
+        for row in np.flatnonzero(~(residual <= TRUSTED) & np.isfinite(peak)):  # P may be indefinite: the pivots' signs are not known then
+            found = self._pivoted(values[row], rhs[row])
+            error = self._residual(values[row : row + 1], found[None], rhs[row : row + 1])[0]
+            if error <= TRUSTED:
+                z[row], figures[row, 0], figures[row, 1] = found, error, np.max(abs(found)) / peak[row]
         fallback = (~(residual <= TRUSTED) | (length > limit)) & np.isfinite(peak)
         if fallback.any():
             unit = rhs / peak[:, None]
@@ -184,6 +190,16 @@ class KKT:
             residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback])
             z[fallback] *= peak[fallback, None]
         return Solved(z, residual, fallback)
+
+    def _pivoted(self, values: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+        """K z = rhs for one row by LU with pivoting and one step of refinement, NaN where K is singular."""
+        K = sp.csc_matrix((values[self._full], self._full_indices, self._full_indptr), shape=(self.size, self.size))
+        try:
+            factors = splu(K)
+        except RuntimeError:
+            return np.full_like(rhs, np.nan)
+        z = factors.solve(rhs)
+        return z + factors.solve(rhs - K @ z)
 
     def _attempt(self, values: np.ndarray, rhs: np.ndarray, regularization: float) -> tuple[np.ndarray, np.ndarray]:
         """z (rows, n + m) and figures (rows, 3): |K z - rhs| / |rhs|, the largest |z| over the largest |rhs|, the largest |K|.
