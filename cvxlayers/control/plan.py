@@ -9,7 +9,7 @@ class PlanInfo(NamedTuple):
     """What happened, per row (*batch).
 
     ``converged``; ``iterations``; ``kkt_residual``, the largest relative violation of the optimality conditions, computed from the user's
-    own functions; ``infeasible``, whether a linearized problem had no feasible point; ``active``, by the names of the groups of
+    own functions; ``infeasible``, whether a linearized problem had no solution; ``active``, by the names of the groups of
     constraints, which of them have a positive multiplier (T or T-1, *batch, width); ``grad_ok``, whether the derivative is an ordinary
     one: converged, and no constraint both active and without multiplier.
     """
