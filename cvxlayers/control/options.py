@@ -84,11 +84,10 @@ def settle(verbs: Any, converged: Any, violation: Any, infeasible: Any, policy: 
     rows = np.flatnonzero(~converged)
     named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     empty = [int(row) for row in rows if infeasible[row]]
-    without = (
-        f"; the constraints of row{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))} cannot be satisfied, or the cost has no minimum"
-        if empty
-        else ""
-    )
+    without = ""
+    if empty:
+        which = f"row{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))}"
+        without = f"; the constraints of {which} cannot be satisfied, or the cost has no minimum"
     message = (
         f"mpc row{'s' if len(rows) > 1 else ''} {named} of {len(converged)} did not converge: relative violation of the optimality "
         f"conditions up to {np.max(violation[rows]):.1e}{without}; try: "
