@@ -94,6 +94,7 @@ class Interior(Solver):
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
         settings: Any = self.settings
         options = Options(*(settings[name] for name in names))
-        x, z, s, report = solve_programs(layout, cones, options, self.jobs, *map(_read_only, vars(program).values()), len(program.q))
+        P, q, A, b = map(_read_only, (program.P, program.q, program.A, program.b))
+        x, z, s, report = solve_programs(layout, cones, options, self.jobs, P, q, A, b, len(program.q))
         status = np.nan_to_num(report[:, 0], nan=Status.NUMERICAL_ERROR).astype(np.int8)
         return Solution(x, z, s, status, report[:, 1].astype(np.int32))
