@@ -61,7 +61,7 @@ def mpc(rng: np.random.Generator, rows: int = 128, states: int = 12, controls: i
     first = 3 * rng.standard_normal((rows, states)) @ F.T
     b = np.concatenate([first, np.zeros((rows, (horizon - 1) * states)), np.full((rows, 2 * horizon * controls), 0.5)], axis=1)
     cone = Product((Zero(horizon * states), NonNegative(2 * horizon * controls)))
-    return sparse(P, A, cone, np.zeros(P.shape[0]), b, rows)
+    return sparse(P, A, cone, np.zeros(horizon * (states + controls)), b, rows)
 
 
 def portfolio(rng: np.random.Generator, rows: int = 32, assets: int = 500, factors: int = 20) -> Batch:

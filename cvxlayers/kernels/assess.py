@@ -12,7 +12,7 @@ from cvxlayers.kernels.system import clear
 
 @compiled
 def assess(
-    system: Compiled, memory: Compiled, options: Compiled, tau: Compiled, c: Compiled, q_size: Compiled, b_size: Compiled, xPx: Compiled,
+    memory: Compiled, options: Compiled, tau: Compiled, c: Compiled, q_size: Compiled, b_size: Compiled, xPx: Compiled,
     qx: Compiled, bz: Compiled,
 ) -> Compiled:  # fmt: skip
     """In units of the tolerances, at most one if reached: the residuals and the gap, each relative to its largest term; the certificate
@@ -20,7 +20,8 @@ def assess(
 
     ``q_size``, ``b_size``: the largest entries of the unscaled q and b. NaN in any residual is NaN in the first result.
     """
-    n, m, D_, E_, s = system.n, system.m, vector(memory, D), vector(memory, E), vector(memory, S)
+    D_, E_, s = vector(memory, D), vector(memory, E), vector(memory, S)
+    n, m = len(D_), len(E_)
     Px_, Az_, Ax_, q, b = vector(memory, PX), vector(memory, AZ), vector(memory, AX), vector(memory, Q), vector(memory, B)
     Px_size, Az_size, dual = full(0.0), full(0.0), full(0.0)
     for j in range(n):
@@ -43,9 +44,10 @@ def assess(
 
 
 @compiled
-def keep(system: Compiled, memory: Compiled, tau: Compiled, c: Compiled, where: Compiled) -> None:
+def keep(memory: Compiled, tau: Compiled, c: Compiled, where: Compiled) -> None:
     """Remember the point, in the units of the program as it was given, in the lanes of a mask."""
-    n, m, xz, s, D_, E_ = system.n, system.m, vector(memory, XZ), vector(memory, S), vector(memory, D), vector(memory, E)
+    xz, s, D_, E_ = vector(memory, XZ), vector(memory, S), vector(memory, D), vector(memory, E)
+    n, m = len(D_), len(E_)
     x_found, z_found, s_found = vector(memory, X_FOUND), vector(memory, Z_FOUND), vector(memory, S_FOUND)
     width, height = 1.0 / tau, 1.0 / (c * tau)
     for j in range(n):
@@ -57,12 +59,12 @@ def keep(system: Compiled, memory: Compiled, tau: Compiled, c: Compiled, where: 
 
 
 @compiled
-def bring(system: Compiled, memory: Compiled, rows: Compiled, block: Compiled) -> None:
+def bring(memory: Compiled, rows: Compiled, block: Compiled) -> None:
     """Fill values, q and b from the rows of a block, and what is found with NaN."""
     values = vector(memory, VALUES)
     clear(values)
-    gather_at(rows[0], block, system.P_entries, values)
-    gather_at(rows[2], block, system.A_entries, values)
+    gather_at(rows[0], block, rows[4], values)
+    gather_at(rows[2], block, rows[5], values)
     gather(rows[1], block, vector(memory, Q))
     gather(rows[3], block, vector(memory, B))
     for k in range(X_FOUND, REPORT):
@@ -74,7 +76,7 @@ def bring(system: Compiled, memory: Compiled, rows: Compiled, block: Compiled) -
 @compiled
 def deliver(memory: Compiled, rows: Compiled, block: Compiled) -> None:
     """Put what was found into the rows of a block."""
-    scatter(vector(memory, X_FOUND), block, rows[4])
-    scatter(vector(memory, Z_FOUND), block, rows[5])
-    scatter(vector(memory, S_FOUND), block, rows[6])
-    scatter(vector(memory, REPORT), block, rows[7])
+    scatter(vector(memory, X_FOUND), block, rows[6])
+    scatter(vector(memory, Z_FOUND), block, rows[7])
+    scatter(vector(memory, S_FOUND), block, rows[8])
+    scatter(vector(memory, REPORT), block, rows[9])

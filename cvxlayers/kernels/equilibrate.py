@@ -25,7 +25,7 @@ def _root(size: Compiled) -> Compiled:
 @compiled
 def equilibrate(system: Compiled, values: Compiled, q: Compiled, b: Compiled, D: Compiled, E: Compiled, size: Compiled) -> Compiled:
     """Scale ``values`` (P and A in K), q and b in place; fill D (n, LANES), E (m, LANES), return c. ``size`` (N, LANES) is scratch."""
-    n, m, indices, indptr = system.n, system.m, system.symbolic.indices, system.symbolic.indptr
+    n, m, indices, indptr = system.n, system.m, system.indices, system.indptr
     for j in range(n):
         store(D, j, 1.0)
     for i in range(m):

@@ -33,7 +33,7 @@ from cvxlayers.kernels import memory as at
 from cvxlayers.kernels.assess import assess, bring, deliver, keep
 from cvxlayers.kernels.cones import correct, longest, move, rescale, shorten
 from cvxlayers.kernels.equilibrate import equilibrate
-from cvxlayers.kernels.lanes import Compiled, compiled, full, load, part, select, smaller, some, store, vector
+from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, part, select, smaller, some, store, vector
 from cvxlayers.kernels.ldl import factor, norm
 from cvxlayers.kernels.memory import DUAL_INFEASIBLE, FAILED, LIMIT, PRIMAL_INFEASIBLE, RUNNING, SOLVED, STALLED
 from cvxlayers.kernels.newton import LARGE, TINY, constant, direction, start
@@ -41,44 +41,46 @@ from cvxlayers.kernels.system import dot, products
 
 REACH = 0.99
 """The part of the way to the boundary of the cones that a step takes."""
-PATIENCE = 12
-"""Iterations without progress before a lane gives up."""
+SHORT, TINY_STEP, CENTERING = 0.1, 1e-7, 0.8
+"""A lane whose step was SHORT takes one with sigma >= CENTERING and no second-order term; two in a row, the last TINY, end it."""
+PATIENCE, IMPATIENCE = 12.0, 4.0
+"""Iterations without progress before a lane gives up, and before one does whose residuals are below ROUGH / 100."""
 ROUGH, DOUBTFUL = 1e-4, 1e2
 """In a lane that gives up residuals up to ROUGH are worth returning, and a certificate up to DOUBTFUL times its tolerance is believed."""
 
 
 @compiled
 def solve_blocks(
-    begin: Compiled, end: Compiled, system: Compiled, options: Compiled, degree: Compiled, memory: Compiled, rows: Compiled,
+    begin: Compiled, end: Compiled, system: Compiled, kkt: Compiled, options: Compiled, degree: Compiled, memory: Compiled, rows: Compiled,
     linear: Compiled, so: Compiled, three: Compiled, sd: Compiled,
 ) -> None:  # fmt: skip
-    """Solve blocks begin ... end - 1 of a batch: ``rows`` holds P, q, A, b and takes x, z, s and (status, iterations), NaN where nothing
-    was found. A kind of cone that the programs do not have is None.
+    """Solve blocks begin ... end - 1 of a batch. ``rows`` holds P, q, A, b, then where P and A stand in K, and takes x, z, s and
+    (status, iterations), NaN where nothing was found. A kind of cone that the programs do not have is None.
     """
     n, m, values, xz, s = system.n, system.m, vector(memory, at.VALUES), vector(memory, at.XZ), vector(memory, at.S)
     q, b, ds, offset = vector(memory, at.Q), vector(memory, at.B), vector(memory, at.DS), vector(memory, at.OFFSET)
     step, fixed, report, Px = vector(memory, at.STEP), vector(memory, at.CONSTANT), vector(memory, at.REPORT), vector(memory, at.PX)
     x, z, dz, work = part(xz, 0, n), part(xz, n, n + m), part(step, n, n + m), part(vector(memory, at.TRIAL), 0, m)
     for block in range(begin, end):
-        bring(system, memory, rows, block)
+        bring(memory, rows, block)
         q_size, b_size = norm(q), norm(b)
         c = equilibrate(system, values, q, b, vector(memory, at.D), vector(memory, at.E), vector(memory, at.RHS))
-        start(system, memory, options, linear, so, three, sd)
+        start(system, kkt, memory, options, linear, so, three, sd)
 
         tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
-        status, count, patience = full(RUNNING), full(0.0), full(0.0)
+        status, count, patience, weak = full(RUNNING), full(0.0), full(0.0), full(0.0) > 1.0
         best, nearest, least, far = full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
         for iteration in range(options.iterations + 1):
             products(system, values, xz, Px, vector(memory, at.AZ), vector(memory, at.AX))
             xPx, qx, bz = dot(x, Px), dot(q, x), dot(b, z)
             mu = (dot(s, z) + tau * kappa) / (degree + 1.0)
-            merit, infeasible, unbounded = assess(system, memory, options, tau, c, q_size, b_size, xPx, qx, bz)
+            merit, infeasible, unbounded = assess(memory, options, tau, c, q_size, b_size, xPx, qx, bz)
 
             # What becomes of each lane: decided by its own numbers.
             running = status == RUNNING
             improved = running & (merit < best)
             if some(improved):
-                keep(system, memory, tau, c, improved)
+                keep(memory, tau, c, improved)
             best = select(improved, merit, best)
             certificate = smaller(infeasible, unbounded)
             certified = select(infeasible <= unbounded, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE)
@@ -86,7 +88,13 @@ def solve_blocks(
             progress = (error < 0.9 * nearest) | ((error > far) & (mu < 0.9 * least))
             patience = select(progress, 0.0, patience + 1.0)
             nearest, least = smaller(error, nearest), smaller(mu, least)
-            stuck = (patience > PATIENCE) | (alpha < 1e-7) | ~(mu > 0.0) | ~(merit < np.inf)
+            stuck = (
+                (patience > select(best <= 1e-2 * far, full(IMPATIENCE), PATIENCE))
+                | (weak & (alpha < TINY_STEP))
+                | ~(mu > 0.0)
+                | ~(merit < np.inf)
+            )
+            weak = alpha < SHORT
             resigned = select(best <= far, STALLED, select(certificate <= DOUBTFUL, certified, FAILED))
             verdict = select(stuck, resigned, full(LIMIT if iteration == options.iterations else RUNNING))
             verdict = select(best <= 1.0, SOLVED, select(certificate <= 1.0, certified, verdict))
@@ -97,22 +105,26 @@ def solve_blocks(
                 break
 
             rescale(system, s, z, mu, values, linear, so, three, sd)
-            factor(system.symbolic, values, options.shift, TINY, LARGE, memory.factors)
-            constant(system, memory, options, 1.0, 1.0, fixed)
+            factor(kkt[0], values, options.shift, TINY, LARGE, kkt[1])
+            constant(system, kkt, memory, options, 1.0, 1.0, fixed)
             r_tau = xPx / tau + qx + bz + kappa
             x2, z2 = part(fixed, 0, n), part(fixed, n, n + m)
             slope = kappa / tau - dot(q, x2) - dot(b, z2) + (xPx / tau - 2.0 * dot(Px, x2)) / tau
 
             for i in range(m):
                 store(offset, i, load(s, i))
-            dtau, dkappa = direction(system, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
+            dtau, dkappa = direction(system, kkt, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
             move(s, z, dz, offset, ds, linear, so, three, sd)
             alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
             sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
+            # After a short step, back to the central path: the second-order term is only good for long ones.
+            sigma, damped = select(weak, larger(sigma, CENTERING), sigma), select(weak, 0.0, full(1.0))
+            for i in range(m):
+                store(ds, i, damped * load(ds, i))
             correct(s, z, ds, dz, sigma * mu, offset, work, linear, so, three, sd)
-            r_kappa = tau * kappa + dtau * dkappa - sigma * mu
-            dtau, dkappa = direction(system, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
+            r_kappa = tau * kappa + damped * dtau * dkappa - sigma * mu
+            dtau, dkappa = direction(system, kkt, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
             move(s, z, dz, offset, ds, linear, so, three, sd)
             alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)

@@ -92,7 +92,11 @@ def analyze(indices: np.ndarray, indptr: np.ndarray, signs: np.ndarray) -> Symbo
     order = np.lexsort((low, high))
     starts = np.searchsorted(high[order], np.arange(size + 1)).astype(np.intp)
     rows = low[order]
-    row_starts, row_columns, column_starts, column_rows = _pattern_of_factor(starts, rows)
+    row_starts, column_starts = np.zeros(size + 1, dtype=np.intp), np.zeros(size + 1, dtype=np.intp)
+    scratch = np.full((3, size), -1, dtype=np.intp)
+    _count_factor(starts, rows, row_starts, column_starts, scratch)
+    row_columns, column_rows = np.empty(row_starts[size], dtype=np.intp), np.empty(column_starts[size], dtype=np.intp)
+    _fill_factor(starts, rows, row_starts, row_columns, column_starts, column_rows, scratch)
     diagonal = (indptr[1:] - 1)[permutation]
     signs = np.ascontiguousarray(np.asarray(signs, dtype=float)[permutation])
     return Symbolic(
@@ -113,44 +117,51 @@ def _minimum_degree(indices: np.ndarray, indptr: np.ndarray, signs: np.ndarray) 
 
 
 @compiled
-def _pattern_of_factor(starts: Compiled, rows: Compiled) -> Compiled:
-    """L by rows and by columns, ascending: row k is what the elimination tree reaches from the entries of column k."""
+def _count_factor(starts: Compiled, rows: Compiled, row_starts: Compiled, column_starts: Compiled, scratch: Compiled) -> None:
+    """Where the rows and columns of L begin: row k is what the elimination tree reaches from the entries of column k."""
     size = len(starts) - 1
-    parent, seen = np.full(size, -1), np.full(size, -1)
-    row_starts, column_starts = np.zeros(size + 1, dtype=np.intp), np.zeros(size + 1, dtype=np.intp)
     for k in range(size):
-        seen[k] = k
+        scratch[1, k] = k
         for p in range(starts[k], starts[k + 1]):
             i = rows[p]
-            while seen[i] != k:
-                if parent[i] == -1:
-                    parent[i] = k
+            while scratch[1, i] != k:
+                if scratch[0, i] == -1:
+                    scratch[0, i] = k
                 row_starts[k + 1] += 1
                 column_starts[i + 1] += 1
-                seen[i] = k
-                i = parent[i]
+                scratch[1, i] = k
+                i = scratch[0, i]
     for k in range(size):
         row_starts[k + 1] += row_starts[k]
         column_starts[k + 1] += column_starts[k]
-        seen[k] = -1
-    column_rows, row_columns = np.empty(column_starts[size], dtype=np.intp), np.empty(row_starts[size], dtype=np.intp)
-    filled = column_starts.copy()
+
+
+@compiled
+def _fill_factor(
+    starts: Compiled, rows: Compiled, row_starts: Compiled, row_columns: Compiled, column_starts: Compiled, column_rows: Compiled,
+    scratch: Compiled,
+) -> None:  # fmt: skip
+    """The pattern of L by rows and by columns, ascending; ``scratch`` holds the elimination tree."""
+    size = len(starts) - 1
     for k in range(size):
-        seen[k] = k
+        scratch[1, k] = -1
+        scratch[2, k] = column_starts[k]
+    for k in range(size):
+        scratch[1, k] = k
         for p in range(starts[k], starts[k + 1]):
             i = rows[p]
-            while seen[i] != k:
-                column_rows[filled[i]] = k
-                filled[i] += 1
-                seen[i] = k
-                i = parent[i]
-    filled = row_starts.copy()
+            while scratch[1, i] != k:
+                column_rows[scratch[2, i]] = k
+                scratch[2, i] += 1
+                scratch[1, i] = k
+                i = scratch[0, i]
+    for k in range(size):
+        scratch[2, k] = row_starts[k]
     for i in range(size):
         for p in range(column_starts[i], column_starts[i + 1]):
             k = column_rows[p]
-            row_columns[filled[k]] = i
-            filled[k] += 1
-    return row_starts, row_columns, column_starts, column_rows
+            row_columns[scratch[2, k]] = i
+            scratch[2, k] += 1
 
 
 @compiled

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cvxlayers.kernels.lanes import aligned
-from cvxlayers.kernels.ldl import Factors
 from cvxlayers.kernels.system import System
 
 RUNNING, SOLVED, STALLED, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE, LIMIT, FAILED = -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 7.0
@@ -38,11 +37,10 @@ class Memory(NamedTuple):
 
     numbers: np.ndarray
     starts: np.ndarray
-    factors: Factors
 
     @staticmethod
     def of(system: System) -> Memory:
         """Memory for the blocks of one system."""
-        n, m, size, nnz = system.n, system.m, len(system.symbolic.signs), len(system.symbolic.indices)
+        n, m, size, nnz = system.n, system.m, len(system.indptr) - 1, len(system.indices)
         starts = np.cumsum((0, nnz, n, m, n, m, size, m, size, size, size, size, size, n, n, m, m, m, n, m, m, 2)).astype(np.intp)
-        return Memory(aligned(starts[-1]), starts, Factors.of(system.symbolic))
+        return Memory(aligned(starts[-1]), starts)

@@ -1,4 +1,7 @@
-"""The steps of the method: its first point and its directions, by the factors of K; the equations stand in `interior`."""
+"""The steps of the method: its first point and its directions, by the factors of K; the equations stand in `interior`.
+
+``kkt`` is the order of elimination of K and its factors, (Symbolic, Factors).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ EXACT = 1e-13
 
 
 @compiled
-def constant(system: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, out: Compiled) -> None:
+def constant(
+    system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, out: Compiled
+) -> None:
     """out = K^-1 (-q_part q, b_part b, 0)."""
     n, m, rhs, q, b = system.n, system.m, vector(memory, RHS), vector(memory, Q), vector(memory, B)
     left, trial = vector(memory, LEFT), vector(memory, TRIAL)
@@ -25,12 +30,12 @@ def constant(system: Compiled, memory: Compiled, options: Compiled, q_part: Comp
         store(rhs, n + i, b_part * load(b, i))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    refine(system.symbolic, vector(memory, VALUES), memory.factors, rhs, out, left, trial, options.refinements, EXACT)
+    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, out, left, trial, options.refinements, EXACT)
 
 
 @compiled
 def start(
-    system: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
+    system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> None:  # fmt: skip
     """The first point: the solution without cones but with |s|^2 / 2 added to the objective (H = I), moved into the cones.
 
@@ -44,14 +49,14 @@ def start(
         for k in range(n):
             store(xz, k, 0.0)
         return
-    factor(system.symbolic, vector(memory, VALUES), options.shift, TINY, LARGE, memory.factors)
-    constant(system, memory, options, 1.0 if system.quadratic else 0.0, 1.0, xz)
+    factor(kkt[0], vector(memory, VALUES), options.shift, TINY, LARGE, kkt[1])
+    constant(system, kkt, memory, options, 1.0 if system.quadratic else 0.0, 1.0, xz)
     for i in range(m):
         store(s, i, -load(z, i))
     for i in range(linear.zero):
         store(s, i, 0.0)
     if not system.quadratic:
-        constant(system, memory, options, 1.0, 0.0, step)
+        constant(system, kkt, memory, options, 1.0, 0.0, step)
         for i in range(m):
             store(z, i, load(step, n + i))
     enter(s, linear, so, three, sd)
@@ -60,8 +65,8 @@ def start(
 
 @compiled
 def direction(
-    system: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled, r_kappa: Compiled,
-    slope: Compiled,
+    system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled,
+    r_kappa: Compiled, slope: Compiled,
 ) -> Compiled:  # fmt: skip
     """(dx, dz) into ``step``; returns dtau and dkappa. ``slope`` is the denominator of dtau."""
     n, m, rhs, step, fixed = system.n, system.m, vector(memory, RHS), vector(memory, STEP), vector(memory, CONSTANT)
@@ -73,7 +78,7 @@ def direction(
         store(rhs, n + i, load(offset, i) - f * (load(Ax, i) + load(s, i) - load(b, i) * tau))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    refine(system.symbolic, vector(memory, VALUES), memory.factors, rhs, step, left, trial, options.refinements, EXACT)
+    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, step, left, trial, options.refinements, EXACT)
     change = f * r_tau - r_kappa / tau + dot(q, part(step, 0, n)) + dot(b, part(step, n, n + m)) + 2.0 * dot(Px, part(step, 0, n)) / tau
     dtau = change / slope
     for k in range(n + m):

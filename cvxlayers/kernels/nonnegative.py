@@ -41,7 +41,7 @@ def shift(linear: Compiled, v: Compiled, length: Compiled) -> None:
 @compiled
 def rescale(linear: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
     """Put -H into K."""
-    n, indptr = system.n, system.symbolic.indptr
+    n, indptr = system.n, system.indptr
     for i in range(linear.zero):
         store(values, indptr[n + i + 1] - 1, 0.0)
     for i in range(linear.zero, linear.end):

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvxlayers.kernels.interior import solve_blocks
+from cvxlayers.kernels.ldl import Factors
 from cvxlayers.kernels.memory import Memory, Options
 from cvxlayers.kernels.nonnegative import Linear
 from cvxlayers.kernels.rows import blocks_of
 from cvxlayers.kernels.second_order import SecondOrder
 from cvxlayers.kernels.semidefinite import Semidefinite
-from cvxlayers.kernels.system import System
+from cvxlayers.kernels.system import Layout
 from cvxlayers.kernels.threads import run
 from cvxlayers.kernels.three_dimensional import ThreeDimensional
 
@@ -37,19 +38,20 @@ class Cones(NamedTuple):
 
 
 def solve_programs(
-    system: System, cones: Cones, options: Options, jobs: int, P: np.ndarray, q: np.ndarray, A: np.ndarray, b: np.ndarray
+    layout: Layout, cones: Cones, options: Options, jobs: int, P: np.ndarray, q: np.ndarray, A: np.ndarray, b: np.ndarray, rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Solve P (rows, nnzP), q (rows, n), A (rows, nnzA), b (rows, m): returns x, z, s and (status, iterations), (rows, 2).
 
-    P and A may have one row, which then serves all.
+    P, q, A and b may have one row, which then serves all.
     """
-    rows = len(q)
+    system = layout.system
     found = np.empty((rows, system.n)), np.empty((rows, system.m)), np.empty((rows, system.m)), np.empty((rows, 2))
 
-    rows_of = (P, q, A, b, *found)
+    rows_of = (P, q, A, b, layout.P_entries, layout.A_entries, *found)
 
     def task(first: int, last: int) -> None:
-        solve_blocks(first, last, system, options, cones.degree, Memory.of(system), rows_of, *cones.memory())
+        kkt = layout.symbolic, Factors.of(layout.symbolic)
+        solve_blocks(first, last, system, kkt, options, cones.degree, Memory.of(system), rows_of, *cones.memory())
 
     run(task, blocks_of(rows), jobs)
     return found

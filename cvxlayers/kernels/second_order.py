@@ -81,7 +81,7 @@ def shift(cones: Compiled, v: Compiled, length: Compiled) -> None:
 @compiled
 def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
     """Find w and eta, and put -H into K."""
-    n, indptr, places, w = system.n, system.symbolic.indptr, system.H_entries, cones.w
+    n, indptr, places, w = system.n, system.indptr, system.H_entries, cones.w
     for k in range(len(cones.first)):
         first, last, entry = cones.first[k], cones.last[k], cones.entries[k]
         count = last - first

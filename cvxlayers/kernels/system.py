@@ -14,6 +14,7 @@ order. So the rows of A and the columns of P are read from K itself, by compress
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,28 +27,38 @@ DENSE = 5
 
 
 class System(NamedTuple):
-    """K of one pattern of programs: where P (nnzP,), A (nnzA,) and the cones' blocks H stand among its entries.
+    """K of one pattern of programs, as kernels read it: ``indices, indptr`` its upper triangle by columns; ``quadratic``: P has entries.
 
-    ``A_ends`` (m,): where the entries of A end in the column of each row. ``block_starts`` (blocks, 2) the rows [first, end) of every
-    cone that is not linear, ``block_entries`` (blocks,) its first number in ``H_entries``, which names the entries of dense blocks by
-    columns of their upper triangle, and of expansions v, -1, u, 1.
+    ``A_ends`` (m,): where the entries of A end in the column of each row. ``blocks`` (blocks, 2) the rows [first, end) of every cone that
+    is not linear. ``H_entries`` names the entries of dense blocks by columns of their upper triangle, and of expansions v, -1, u, 1.
     """
 
     n: int
     m: int
+    quadratic: bool
+    indices: np.ndarray
+    indptr: np.ndarray
+    A_ends: np.ndarray
+    blocks: np.ndarray
+    H_entries: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A System, the order in which its K is factored, where P (nnzP,) and A (nnzA,) stand in K, and ``block_entries`` (blocks,), the first
+    number of every block in ``H_entries``.
+    """
+
+    system: System
     symbolic: Symbolic
     P_entries: np.ndarray
     A_entries: np.ndarray
-    A_ends: np.ndarray
-    blocks: np.ndarray
     block_entries: np.ndarray
-    H_entries: np.ndarray
-    quadratic: bool
 
     @staticmethod
     def of(
         n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, bool]]
-    ) -> System:
+    ) -> Layout:
         """From (indices, indptr) of P's upper triangle and of A by columns, and (first row, rows, expanded) of every block."""
         P_columns, A_columns = (np.repeat(np.arange(n), np.diff(indptr)) for _, indptr in (P, A))
         rows, columns = [P[0], A_columns, np.arange(n + m)], [P_columns, n + A[0], np.arange(n + m)]
@@ -65,18 +76,18 @@ class System(NamedTuple):
         indptr = np.searchsorted(keys // size, np.arange(size + 1))
         signs = np.r_[np.ones(n), np.full(m, -1.0), np.tile([-1.0, 1.0], (size - n - m) // 2)]
         nnzP, nnzA = len(P[0]), len(A[0])
-        return System(
+        system = System(
             n,
             m,
-            analyze(keys % size, indptr, signs),
-            place[:nnzP],
-            place[nnzP : nnzP + nnzA],
-            indptr[n : n + m] + np.bincount(A[0], minlength=m),
-            np.array([(first, first + count) for first, count, _ in blocks], dtype=np.intp).reshape(-1, 2),
-            np.cumsum([0, *(len(block[0]) for block in H)])[:-1].astype(np.intp),
-            place[nnzP + nnzA + n + m :],
             nnzP > 0,
+            (keys % size).astype(np.intp),
+            indptr.astype(np.intp),
+            (indptr[n : n + m] + np.bincount(A[0], minlength=m)).astype(np.intp),
+            np.array([(first, first + count) for first, count, _ in blocks], dtype=np.intp).reshape(-1, 2),
+            place[nnzP + nnzA + n + m :].astype(np.intp),
         )
+        starts = np.cumsum([0, *(len(block[0]) for block in H)])[:-1].astype(np.intp)
+        return Layout(system, analyze(keys % size, indptr, signs), place[:nnzP], place[nnzP : nnzP + nnzA], starts)
 
 
 @compiled
@@ -98,7 +109,7 @@ def dot(a: Compiled, b: Compiled) -> Compiled:
 @compiled
 def products(system: Compiled, values: Compiled, xz: Compiled, Px: Compiled, Az: Compiled, Ax: Compiled) -> None:
     """Px = P x, Az = A'z, Ax = A x for xz = (x, z, ...)."""
-    n, m, indices, indptr = system.n, system.m, system.symbolic.indices, system.symbolic.indptr
+    n, m, indices, indptr = system.n, system.m, system.indices, system.indptr
     clear(Px)
     clear(Az)
     for j in range(n):

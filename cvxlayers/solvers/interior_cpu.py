@@ -18,7 +18,7 @@ from cvxlayers.errors import Status
 from cvxlayers.kernels.memory import Options
 from cvxlayers.kernels.nonnegative import Linear
 from cvxlayers.kernels.programs import Cones, solve_programs
-from cvxlayers.kernels.system import DENSE, System
+from cvxlayers.kernels.system import DENSE, Layout
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
 from cvxlayers.solvers.layout import blocks
@@ -27,7 +27,7 @@ DEGREE = {SecondOrder: 1, Exponential: 3, Power: 3}
 
 
 @lru_cache(maxsize=256)
-def _layout(pattern: Pattern) -> tuple[System, Cones]:
+def _layout(pattern: Pattern) -> tuple[Layout, Cones]:
     """K of the pattern, and where its cones stand in it."""
     zero = linear = 0
     degree, curved = 0.0, []
@@ -41,7 +41,7 @@ def _layout(pattern: Pattern) -> tuple[System, Cones]:
             curved.append((block, int(rows[0]), len(rows), isinstance(block, SecondOrder) and len(rows) > DENSE))
             degree += getattr(block, "order", DEGREE.get(type(block), 0))
     places = [(first, count, expanded) for _, first, count, expanded in curved]
-    system = System.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), places)
+    layout = Layout.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), places)
 
     def of(*kinds: type[Cone]) -> list[int]:
         return [k for k, cone in enumerate(curved) if isinstance(cone[0], kinds)]
@@ -49,19 +49,26 @@ def _layout(pattern: Pattern) -> tuple[System, Cones]:
     second_order = three_dimensional = semidefinite = None
     if chosen := of(SecondOrder):
         expanded = np.array([curved[k][3] for k in chosen])
-        second_order = (system.blocks[chosen, 0].copy(), system.blocks[chosen, 1].copy(), system.block_entries[chosen], expanded)
+        second_order = (
+            layout.system.blocks[chosen, 0].copy(),
+            layout.system.blocks[chosen, 1].copy(),
+            layout.block_entries[chosen],
+            expanded,
+        )
     if chosen := of(Exponential, Power):
         alpha = np.array([getattr(curved[k][0], "alpha", 0.0) for k in chosen])
-        three_dimensional = (system.blocks[chosen, 0].copy(), system.block_entries[chosen], alpha)
+        three_dimensional = (layout.system.blocks[chosen, 0].copy(), layout.block_entries[chosen], alpha)
     if chosen := of(Semidefinite):
         order = np.array([getattr(curved[k][0], "order", 0) for k in chosen], dtype=np.intp)
-        semidefinite = (system.blocks[chosen, 0].copy(), order, system.block_entries[chosen])
-    return system, Cones(degree, Linear(zero, linear), second_order, three_dimensional, semidefinite)
+        semidefinite = (layout.system.blocks[chosen, 0].copy(), order, layout.block_entries[chosen])
+    return layout, Cones(degree, Linear(zero, linear), second_order, three_dimensional, semidefinite)
 
 
-def _shared(values: np.ndarray) -> np.ndarray:
-    """Rows that are all one and the same in memory as that one row."""
-    return np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values)
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """Contiguous rows, one where all are the same memory; read-only, whatever they were, lest kernels compile once for either kind."""
+    values = np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values).view()
+    values.flags.writeable = False
+    return values
 
 
 @final
@@ -83,19 +90,11 @@ class Interior(Solver):
 
     def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
         """Solve every row in a lane of its own; ``start`` means nothing to it."""
-        system, cones = _layout(pattern)
+        layout, cones = _layout(pattern)
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
         settings: Any = self.settings
         options = Options(*(settings[name] for name in names))
-        x, z, s, report = solve_programs(
-            system,
-            cones,
-            options,
-            self.jobs,
-            _shared(program.P),
-            np.ascontiguousarray(program.q),
-            _shared(program.A),
-            np.ascontiguousarray(program.b),
-        )
+        P, q, A, b = map(_read_only, (program.P, program.q, program.A, program.b))
+        x, z, s, report = solve_programs(layout, cones, options, self.jobs, P, q, A, b, len(program.q))
         status = np.nan_to_num(report[:, 0], nan=Status.NUMERICAL_ERROR).astype(np.int8)
         return Solution(x, z, s, status, report[:, 1].astype(np.int32))
