@@ -98,7 +98,10 @@ class ECOS(Solver):
             solution.s[row, equations], solution.s[row, others] = 0.0, found["s"][: len(others)]
             # at its limit ECOS guesses; its guess that there is no solution was seen on programs that have one
             guess = flag in (11, 12) and steps >= limit
-            solution.status[row] = Status.ITERATION_LIMIT if guess else STATUS.get(flag, Status.NUMERICAL_ERROR)
+            status = Status.ITERATION_LIMIT if guess else STATUS.get(flag, Status.NUMERICAL_ERROR)
+            # from NaN it may return an iterate of an earlier problem that lay in the same memory
+            nonsense = status.ok and not np.isfinite(found["info"]["pcost"])
+            solution.status[row] = Status.NUMERICAL_ERROR if nonsense else status
             solution.iterations[row] = steps
 
         map_rows(solve_row, len(program.q), self.jobs)
