@@ -49,7 +49,8 @@ def cones_of(family: str, n: int, rng: np.random.Generator) -> tuple[Cone, ...]:
 def batch(family: str, n: int, scaled: bool, rng: np.random.Generator) -> tuple[Pattern, ConeProgram]:
     """BATCH programs of one pattern with known optimal points: any v splits into s = Pi_K(v) and y = s - v, which are complementary.
 
-    ``scaled``: rows of A (one factor per cone), columns of A are multiplied by numbers between 0.1 and 10, the objective by one between 1e-3 and 1e3.
+    ``scaled``: rows of A (one factor per cone) and columns of A are multiplied by numbers between 0.1 and 10, the objective by one between
+    1e-3 and 1e3.
     """
     cone = Product(cones_of(family, n, rng))
     m = cone.dim
