@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -58,7 +59,7 @@ class Solver(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", {**self.defaults, **self.settings})
 
-    @property
+    @cached_property
     def tolerance(self) -> float:
         """The loosest tolerance this solver was asked for; zero if it was asked for none."""
         return max((float(str(self.settings[name])) for name in self.tolerances if name in self.settings), default=0.0)

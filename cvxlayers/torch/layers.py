@@ -76,10 +76,13 @@ def eager(core: HostMap, params: Sequence[Any], options: Options, return_info: b
         p if isinstance(p, Tensor) else torch.from_numpy(converted(port, array, p)).to(device)
         for p, port in zip(params, core.inputs, strict=True)
     ]
-    call = Call(core, options, dtype)
     differentiable = nested() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
-    *outputs, _ = (RuleFunction.apply if differentiable else RuleFunction.forward)(call, Rule.solution(core), *tensors)
-    return (tuple(outputs), call.infos[-1]) if return_info else tuple(outputs)
+    call = Call(core, options, dtype, bare=not differentiable)
+    if differentiable:
+        outputs = RuleFunction.apply(call, Rule.solution(core), *tensors)[:-1]
+    else:
+        outputs = RuleFunction.forward(call, Rule.solution(core), *tensors)
+    return (outputs, call.infos[-1]) if return_info else outputs
 
 
 def _traced(key: str, on_failure: str, solver_args: dict[str, Any], dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:

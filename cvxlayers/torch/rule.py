@@ -36,6 +36,7 @@ class Call:
     key: str = ""
     infos: list[Info] = field(default_factory=list)
     saved: list[Any] = field(default_factory=list)
+    bare: bool = False  # without the state, where nothing will be differentiated
 
     def run(self, rule: Rule, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Call the host."""
@@ -47,7 +48,7 @@ class Call:
             found, info, saved = self.core.forward(tensors, self.options)
             self.infos.append(info)
             self.saved.append(saved)
-            found = [*found, state_of(info.solution)]
+            found = found if self.bare else [*found, state_of(info.solution)]
         return tuple(tensor(value, *kind) for value, kind in zip(found, self.kinds(rule, tensors), strict=True))
 
     def kinds(self, rule: Rule, tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device | None]]:
@@ -59,7 +60,7 @@ class Call:
         device = tensors[0].device if tensors else None
         complex_ = [self.core.outputs[k].complex for k in rule.result.which]
         outputs = [(torch.promote_types(real, torch.complex64) if wide else real, device) for wide in complex_]
-        return outputs if rule.given else [*outputs, (torch.float64, None)]
+        return outputs if rule.given or self.bare else [*outputs, (torch.float64, None)]
 
 
 class RuleFunction(torch.autograd.Function):
@@ -157,10 +158,13 @@ def array(value: Any) -> np.ndarray:
 
 def tensor(value: Any, dtype: torch.dtype, device: Any) -> Tensor:
     real = value if dtype.is_complex else value.real  # the cotangent of a real tensor that was given for a complex parameter
-    return torch.from_numpy(np.asarray(real, order="C")).to(dtype=dtype, device=device)
+    found = torch.from_numpy(np.asarray(real, order="C"))
+    return found if found.dtype is dtype and (device is None or device.type == "cpu") else found.to(dtype=dtype, device=device)
 
 
 def host(x: Tensor) -> np.ndarray:
+    if x.dtype is torch.float64:
+        return x.numpy(force=True)
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"got a tensor of dtype {x.dtype}; wanted a floating one, as from x.double()")
     return x.detach().to(torch.complex128 if x.is_complex() else torch.float64).numpy(force=True)
