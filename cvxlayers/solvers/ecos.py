@@ -100,7 +100,7 @@ class ECOS(Solver):
             guess = flag in (11, 12) and steps >= limit
             status = Status.ITERATION_LIMIT if guess else STATUS.get(flag, Status.NUMERICAL_ERROR)
             # from NaN it may return an iterate of an earlier problem that lay in the same memory
-            nonsense = status.ok and not np.isfinite(found["info"]["pcost"])
+            nonsense = status.ok and np.isnan(program.q[row].sum() + values.sum() + b.sum())
             solution.status[row] = Status.NUMERICAL_ERROR if nonsense else status
             solution.iterations[row] = steps
 
