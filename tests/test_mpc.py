@@ -272,6 +272,16 @@ def test_gauss_newton_is_not_the_derivative(torch: Any) -> None:
     assert error("exact") < 1e-5 and error("unroll") < 1e-5 and error("gauss_newton") > 0.05
 
 
+def test_second_derivatives_of_a_nonlinear_plan_are_refused(torch: Any) -> None:
+    """They would need more of the conditions than the quadratic program at the plan has: no number rather than a wrong one."""
+    x0, params, lower, upper = map(torch.tensor, VALUES)
+    x0.requires_grad_()
+    plan, _, _ = controlled(x0, params, lower, upper)
+    (gradient,) = torch.autograd.grad(plan.sin().sum(), x0, create_graph=True)
+    with pytest.raises(ValueError, match="a nonlinear plan has first derivatives only"):
+        gradient.square().sum().backward()
+
+
 def test_the_weights_of_a_module_have_gradients(torch: Any) -> None:
     torch.manual_seed(0)
 

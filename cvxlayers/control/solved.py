@@ -17,10 +17,16 @@ from cvxlayers.errors import Status
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import Info, Pattern, Solution
 
+NO_SECOND = (
+    "a nonlinear plan has first derivatives only: second ones of the optimality conditions are left out here; differentiate once, or use "
+    "lqr, or LinearDynamics with QuadraticCost"
+)
+
 
 class SolvedMap(HostMap):
     """(P, q, A, b, x, y, s) -> (x, y, s), the solution of the program at hand; its derivative along x, y and s is zero.
 
+    It has no second derivatives: they would need those of the nonlinear conditions, which the program does not have.
     ``newton`` returns the point one Newton step from (x, y, s) on the optimality conditions instead. Rows that are not finite fail. At
     least one of P, q, A, b has batch axes where x, y, s have them.
     """
@@ -56,10 +62,10 @@ class SolvedMap(HostMap):
         return self.below.jvp(saved, tangents[:4])
 
     def second_vjp(self, saved: Saved, cotangents: Arrays, tangents: Arrays, needed: Sequence[bool]) -> list[Any]:
-        return [*self.below.second_vjp(saved, cotangents, tangents[:4], needed[:4]), *self._zeros(saved, needed)]
+        raise ValueError(NO_SECOND)
 
     def second_jvp(self, saved: Saved, one: Arrays, two: Arrays) -> list[np.ndarray]:
-        return self.below.second_jvp(saved, one[:4], two[:4])
+        raise ValueError(NO_SECOND)
 
     def _zeros(self, saved: Saved, needed: Sequence[bool]) -> list[Any]:
         ports = zip(self.inputs[4:], needed[4:], strict=True)
