@@ -6,6 +6,7 @@ calls.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,19 +40,19 @@ def solve(
     return self._solve(params, Options(solver_args, on_failure, warm_start or None), return_info)
 
 
-class HostLayer:
+class HostLayer(ABC):
     """A `HostMap` as a layer of a framework."""
 
     core: Any
     extra: tuple[str, ...] = ()  # arguments of the constructor that the framework's layers take besides
 
+    @abstractmethod
     def _hold(self, core: HostMap, **extra: Any) -> None:
         """Make this a layer around ``core``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _solve(self, params: Sequence[Any], options: Options, return_info: bool) -> Any:
         """Outputs, or outputs and Info."""
-        raise NotImplementedError
 
 
 class CvxpyLayer(HostLayer):

@@ -24,19 +24,17 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import qdldl
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
 from cvxlayers.compiled import kernels
 from cvxlayers.cones import Derivative
-from cvxlayers.least_squares import MinimumNorm, SparsityPattern
+from cvxlayers.factorization import CONVERGED, REFINEMENTS, Workspace
+from cvxlayers.least_squares import MinimumNorm
 from cvxlayers.products import Products, Segments
 from cvxlayers.program import ConeProgram, Pattern
 
 STRONG, WEAK = 1e-7, 1e-11  # regularizations of the equilibrated K, in the order in which they are tried
-REFINEMENTS = 30  # each gains at least a factor two, else it stops
-CONVERGED = 1e-14  # of the equilibrated residual, relative to the right-hand side: nothing is left to refine
 CLEAN = 1e-12  # a relative residual up to this one needs no second factorization
 TRUSTED = 1e-9  # a relative residual above this one sends a row to the least-squares fallback
 BLOWUP = 1e10  # so does |z| above this times |r| / |K|: a direction that K all but annihilates has been followed
@@ -118,7 +116,7 @@ class KKT:
         self._full_columns = columns_[order]
         self._full_indptr = np.searchsorted(self._full_columns, np.arange(self.size + 1)).astype(np.int32)
         self._by_column = Segments.by(self._full_columns, self.size)
-        self._spare: list[_Workspace] = []
+        self._spare: list[Workspace] = []
         self.products = Products.of(pattern)
 
     def chunks(self, rows: int) -> list[slice]:
@@ -224,7 +222,7 @@ class KKT:
         try:  # one workspace per thread at a time; pop and append are atomic
             workspace = self._spare.pop()
         except IndexError:
-            workspace = _Workspace(self.indices, self.indptr, self._full_indices, self._full_indptr)
+            workspace = Workspace(self.indices, self.indptr, self._full_indices, self._full_indptr)
         for row in range(len(rhs)):
             z[row] = workspace.solve(regularized[row], full[row], rhs[row])
         self._spare.append(workspace)
@@ -273,45 +271,6 @@ def _peak(rhs: np.ndarray) -> np.ndarray:
     peak = np.max(abs(rhs), axis=1, initial=0.0)
     peak[peak == 0] = 1.0
     return peak
-
-
-class _Workspace:
-    """One symbolic factorization, used by one thread at a time; the numbers are replaced row by row."""
-
-    def __init__(self, indices: np.ndarray, indptr: np.ndarray, full_indices: np.ndarray, full_indptr: np.ndarray) -> None:
-        size = len(indptr) - 1
-        self._upper = SparsityPattern(indices, indptr, np.zeros(len(indices)))
-        self._full = sp.csr_matrix((np.zeros(len(full_indices)), full_indices, full_indptr), shape=(size, size))
-        self._solver: qdldl.Solver | None = None
-
-    def solve(self, regularized: np.ndarray, full: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-        """Refactor, solve, refine: the solution of the unregularized system as far as refinement reaches."""
-        self._upper.data = regularized
-        self._full.data = full
-        factors = self._solver
-        try:
-            if factors is None:
-                factors = self._solver = qdldl.Solver(self._upper, upper=True)
-            else:
-                factors.update(self._upper, upper=True)
-        except RuntimeError:  # a pivot vanished: the caller sees the residual and falls back
-            self._solver = None
-            return np.zeros_like(rhs)
-        z = factors.solve(rhs)
-        residual = rhs - self._full @ z
-        error, goal = abs(residual).max(), CONVERGED * abs(rhs).max()
-        for _ in range(REFINEMENTS):
-            if not error > goal:
-                break
-            better = z + factors.solve(residual)
-            residual = rhs - self._full @ better
-            before, error = error, abs(residual).max()
-            if not error < before:
-                break
-            z = better
-            if error > before / 2:
-                break
-        return z
 
 
 def _piece(pattern: Pattern, start: int, count: int, size: int) -> tuple:

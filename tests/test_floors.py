@@ -16,7 +16,7 @@ ROOT = Path(cvxlayers.__file__).parent
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.disk", "kernels.threads"),
-    ("kernels.lanes",),
+    ("kernels.lanes", "factorization"),
     (
         *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.barriers"),
         *("compiled",),
@@ -66,7 +66,7 @@ OWNERS = {
     "ecos": {"solvers.ecos"},
     "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
-    "qdldl": {"kernels.ldl", "kkt", "least_squares"},
+    "qdldl": {"factorization", "kernels.ldl", "least_squares"},
     "numba": {"kernels.disk", "kernels.lanes", "kernels.passes"},
     "tqdm": {"solvers.warmup"},
     "llvmlite": {"kernels.lanes"},
