@@ -51,12 +51,15 @@ class Verbs:
                                  f(*arrays), linear in the last array and invertible there, constant in the others; ``transposed`` is its
                                  adjoint, ``product`` its inverse; f may branch on values, with mapped axes as for ``constant``
     symmetric(system, held, p, b) x of a `Symmetric` system, with derivatives of every order; ``held`` are constants
+    projection(find, move, x)    y = find(x), whose derivative is d -> move(y, d, tracked), linear and symmetric in d; every order follows
+                                 from it. Both act on the last axis; ``tracked`` is False where nothing is differentiated further
     known(x)                     x as a NumPy array of its own dtype where its values are in the host's memory, None elsewhere
     vmap(f, axes, out)           f with an axis of each argument mapped, at ``out`` in the result; None in frameworks that map no calls
     host(f, like, *arrays)       f of NumPy arrays, as an array of the shape and dtype of ``like``; None: f is called for its effect
     sigmoid(x)                   1 / (1 + exp(-x)), to full relative accuracy
     normal(seed, shape, like)    standard normal draws; the seed is an int or what the framework calls a generator or key
-    call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call
+    call(map, *params, ...)      a `HostMap` as a differentiable function of the framework's arrays; options as in a layer's call; of an
+                                 info, ``status`` is there in compiled code, too
     """
 
     xp: Any
@@ -69,6 +72,7 @@ class Verbs:
     constant: Callable[..., tuple]
     linear: Callable[..., Any]
     symmetric: Callable[[Symmetric, tuple, tuple, tuple], tuple]
+    projection: Callable[[Callable, Callable, Any], Any]
     known: Callable[[Any], np.ndarray | None]
     vmap: Callable[[Callable, tuple, int], Callable] | None
     host: Callable[..., Any]
@@ -147,6 +151,7 @@ NUMPY_VERBS = Verbs(
     constant=lambda f, ranks, *arrays: f(*arrays),
     linear=lambda f, transposed, product, ranks, *arrays: f(*arrays),
     symmetric=lambda system, held, p, b: system.solve(held, p, b),
+    projection=lambda find, move, x: find(x),
     known=np.asarray,
     vmap=None,
     host=lambda f, like, *arrays: f(*arrays),

@@ -34,8 +34,8 @@ class ConicLayer:
 
         minimize 1/2 x'Px + q'x   subject to  Ax + s = b,  s in K
 
-    ``solver`` names a solver (None: chosen from the pattern alone), ``solver_args`` its options. Raises ValueError for a solver that
-    cannot take the pattern, and for unknown options.
+    ``solver`` names a solver (None: chosen from the pattern alone) or is one, ``solver_args`` are its options. Raises ValueError for a
+    solver that cannot take the pattern, and for unknown options.
 
     >>> import numpy as np, scipy.sparse as sp
     >>> from cvxlayers.cones import NonNegative, Product
@@ -46,7 +46,7 @@ class ConicLayer:
     array([0., 1.])
     """
 
-    def __init__(self, pattern: Pattern, solver: str | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, pattern: Pattern, solver: str | Solver | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
         self.pattern = pattern
         self.kkt = KKT(pattern)
         self._name, self._args = solver, dict(solver_args or {})
@@ -240,6 +240,8 @@ class ConicLayer:
         return Solution(x, y, np.where(np.isinf(s), 1.0, s))
 
     def _configure(self, args: Mapping[str, Any]) -> Solver:
+        if isinstance(self._name, Solver):
+            return self._name
         solver, ignored = solvers.get(self._name, args, self.pattern)
         fresh = [name for name in ignored if name not in self._warned]
         if fresh:

@@ -12,6 +12,7 @@ from cvxlayers import failures
 from cvxlayers.conic import ConicLayer, flattened, shaped
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution
+from cvxlayers.solvers.base import Solver
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ConicMap(HostMap):
     Arguments as in `cvxlayers.conic.ConicLayer`.
     """
 
-    def __init__(self, pattern: Pattern, solver: str | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, pattern: Pattern, solver: str | Solver | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
         self.conic = ConicLayer(pattern, solver, solver_args)
         widths = (("P", pattern.nnzP), ("q", pattern.n), ("A", pattern.nnzA), ("b", pattern.m))
         self.inputs = tuple(Port(name, (width,), False) for name, width in widths)

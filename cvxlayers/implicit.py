@@ -33,11 +33,11 @@ def implicit_function(
     SciPy for example, is announced by ``like``, a function of theta that returns any array of the framework with the shape and dtype of
     u: the solver is then given theta in NumPy arrays, and may be called in compiled code.
 
-    Derivatives go to second order, in reverse and forward mode, under the framework's transforms; mapped rows (vmap) are solved one by
-    one. ``method="dense"`` forms the Jacobian D_u g and decomposes it; ``"krylov"`` only multiplies by it, in at most ``max_iter``
-    iterations (4 m) for each direction. Rows whose Jacobian is singular get the derivative by its pseudo-inverse and a GradientWarning
-    that names them; rows that one Newton step would still move get an InaccurateWarning. Raises ValueError for an unknown method and for
-    a residual that is not of the shape of u.
+    Derivatives go to second order, in reverse and forward mode, under the framework's transforms; a third is a ValueError. Mapped rows
+    (vmap) are solved one by one. ``method="dense"`` forms the Jacobian D_u g and decomposes it; ``"krylov"`` only multiplies by it, in at
+    most ``max_iter`` iterations (4 m) for each direction. Rows whose Jacobian is singular get the derivative by its pseudo-inverse and a
+    GradientWarning that names them; rows that one Newton step would still move get an InaccurateWarning. Raises ValueError for an unknown
+    method and for a residual that is not of the shape of u.
 
     >>> import torch
     >>> root = implicit_function(lambda a, u: u * u - a, lambda a: a**0.5, like=lambda a: a)
@@ -101,9 +101,21 @@ def implicit_function(
             else:
                 outer = (*ranks, len(root.shape), len(root.shape))
                 u = u - verbs.linear(solved(False), solved(True), product, outer, *held, root, gap)
-        return u
+        return _up_to(2, verbs, u)
 
     return function
+
+
+def _up_to(order: int, verbs: Verbs, u: Any) -> Any:
+    """u, whose derivatives beyond that order are refused: each rule of an identity holds one of the next lower order, times zero."""
+    xp = verbs.xp
+
+    def move(u: Any, d: Any, tracked: bool) -> Any:
+        if order == 0:
+            raise ValueError("implicit_function has first and second derivatives; the third was asked for")
+        return d + 0 * _up_to(order - 1, verbs, xp.where(xp.isfinite(u), u, xp.zeros_like(u))) if tracked else d
+
+    return verbs.projection(lambda u: u, move, u)
 
 
 def _solution(verbs: Verbs, solve: Callable, like: Callable | None, filled: Callable, arrays: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.backend import NUMPY, Verbs, backend_of
+from cvxlayers.compiled import kernels
 
 LIMIT = 4400  # of steps: every other one of them halves the bracket, 2100 times from the range of double precision to its spacing
 
@@ -146,7 +147,7 @@ def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
     array([1., 1., 0., 0.])
     """
     verbs, (x,) = floats(x)
-    xp, n, eps = verbs.xp, x.shape[-1], backend_of(x).resolution(x)
+    xp, n = verbs.xp, x.shape[-1]
     if not 0 <= k <= n:
         raise ValueError(f"got k = {k}; wanted a number from 0 to {n}, the length of the last axis of x")
     if isinstance(temperature, Real) and not float(temperature) >= 0:
@@ -154,57 +155,81 @@ def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
     if k in (0, n) or (isinstance(temperature, Real) and temperature == 0):
         return _hard(verbs, x, k)
 
-    # Infinite scores have weight 1 or 0 and stand aside; with sigmoid(-inf) = 0 they need no mask in what follows.
-    plain = isinstance(temperature, Real) and temperature == 1
-    temperature = verbs.asarray(temperature, x)
-    free = xp.abs(verbs.stop(x if plain else x / temperature)) < math.inf
-    z = xp.where(free, x, xp.zeros_like(x))
-    z = z if plain else z / temperature
-    least, most = xp.min(z, axis=-1, keepdims=True), xp.max(z, axis=-1, keepdims=True)
-    z = xp.where(free, z, -math.inf)
-    certain = xp.astype(x == math.inf if plain else ~free & (x > 0), x.dtype)
-    count, target = _sum(verbs, xp.astype(free, x.dtype)), k - _sum(verbs, certain)
-    possible = (target >= 0) & (target <= count) & ~xp.any(xp.isnan(x), axis=-1, keepdims=True)
+    # Infinite scores have weight 1 or 0 and stand aside.
+    if isinstance(temperature, Real) and temperature == 1:
+        z = x
+    else:
+        temperature = verbs.asarray(temperature, x)
+        free = xp.abs(verbs.stop(x / temperature)) < math.inf
+        z = xp.where(free, xp.where(free, x, xp.zeros_like(x)) / temperature, verbs.stop(x / temperature))
+    return verbs.projection(lambda z: _weights(verbs, z, k), lambda y, d, tracked: _moved(verbs, y, d, tracked), z)
 
-    def find(z: Any, least: Any, most: Any, count: Any, target: Any) -> tuple[Any, Any]:
-        some = xp.where(count > 0, count, xp.ones_like(count))
 
-        def log_odds(total: Any) -> Any:
-            total = xp.where(total > eps * some, total, eps * some)
-            total = xp.where(total < (1 - eps) * some, total, (1 - eps) * some)
-            return xp.log(total) - xp.log(some - total)
+def _weights(verbs: Verbs, z: Any, k: float) -> Any:
+    """The value of `lml` at scores z (*batch, n)."""
+    known = verbs.known(z)
+    if known is not None and known.dtype in (np.float32, np.float64) and (kernel := kernels("lml")) is not None:
+        scores = np.ascontiguousarray(known.reshape(-1, known.shape[-1]), dtype=np.float64)
+        y, reached = kernel.project(scores, k)
+        if not reached.all():
+            y[~reached] = _searched(NUMPY.verbs, scores[~reached], k)
+        return verbs.asarray(y.reshape(known.shape), z)
+    return _searched(verbs, z, k)
 
-        wanted = log_odds(target)
 
-        def root(z: Any, least: Any, most: Any, start: Any) -> Any:
-            def evaluate(nu: Any) -> tuple[Any, Any]:
-                y = verbs.sigmoid(z + nu)
-                total = _sum(verbs, y)
-                slope = (total - _sum(verbs, y * y)) * some / (xp.where(total < some, some - total, some) * total + eps * eps)
-                steep = slope > eps
-                return total - target, xp.where(steep, (wanted - log_odds(total)) / xp.where(steep, slope, xp.ones_like(nu)), math.inf)
+def _searched(verbs: Verbs, z: Any, k: float) -> Any:
+    """`_weights` in the words that all frameworks share."""
+    xp, eps = verbs.xp, backend_of(z).resolution(z)
+    free = xp.abs(z) < math.inf
+    certain, possible = xp.astype(z == math.inf, z.dtype), ~xp.any(xp.isnan(z), axis=-1, keepdims=True)
+    least = xp.min(xp.where(free, z, math.inf), axis=-1, keepdims=True)
+    most = xp.max(xp.where(free, z, -math.inf), axis=-1, keepdims=True)
+    count, target = _sum(verbs, xp.astype(free, z.dtype)), k - _sum(verbs, certain)
+    possible = possible & (target >= 0) & (target <= count)
+    least, most = (xp.where(count > 0, a, xp.zeros_like(a)) for a in (least, most))
+    z = xp.where(free, z, -math.inf)  # with sigmoid(-inf) = 0 they need no mask in what follows
+    some = xp.where(count > 0, count, xp.ones_like(count))
 
-            return _increasing_root(verbs, evaluate, start, wanted - most, wanted - least, 8 * eps * max(k, 1))
+    def log_odds(total: Any) -> Any:
+        total = xp.where(total > eps * some, total, eps * some)
+        total = xp.where(total < (1 - eps) * some, total, (1 - eps) * some)
+        return xp.log(total) - xp.log(some - total)
 
-        # Again with the score next to the threshold as the origin: what counts are the small differences of the scores there.
-        nu = root(z, least, most, wanted - most / 2 - least / 2)
-        distance = xp.abs(z + nu)
-        near = xp.where(distance == xp.min(distance, axis=-1, keepdims=True), z, -math.inf)
-        origin = xp.where(count > 0, xp.max(near, axis=-1, keepdims=True), xp.zeros_like(nu))
-        return root(z - origin, least - origin, most - origin, nu + origin), origin
+    wanted = log_odds(target)
 
-    nu, origin = verbs.constant(find, (1,) * 5, verbs.stop(z), verbs.stop(least), verbs.stop(most), count, target)
-    z = z - origin
-    # One step of Chebyshev's method, a Newton step and its correction by the curvature: being of third order, it moves with z as the root
-    # does up to the second derivative. In value it is the root already, and the step is zero.
-    y = verbs.sigmoid(z + nu)
+    def root(z: Any, least: Any, most: Any, start: Any) -> Any:
+        def evaluate(nu: Any) -> tuple[Any, Any]:
+            y = verbs.sigmoid(z + nu)
+            total = _sum(verbs, y)
+            slope = (total - _sum(verbs, y * y)) * some / (xp.where(total < some, some - total, some) * total + eps * eps)
+            steep = slope > eps
+            return total - target, xp.where(steep, (wanted - log_odds(total)) / xp.where(steep, slope, xp.ones_like(nu)), math.inf)
+
+        return _increasing_root(verbs, evaluate, start, wanted - most, wanted - least, 8 * eps * max(k, 1))
+
+    # Again with the score next to the threshold as the origin: what counts are the small differences of the scores there.
+    nu = root(z, least, most, wanted - most / 2 - least / 2)
+    distance = xp.abs(z + nu)
+    near = xp.where(distance == xp.min(distance, axis=-1, keepdims=True), z, -math.inf)
+    origin = xp.where(count > 0, xp.max(near, axis=-1, keepdims=True), xp.zeros_like(nu))
+    nu = root(z - origin, least - origin, most - origin, nu + origin)
+    y = xp.where(free, verbs.sigmoid(z - origin + nu), certain)
+    return xp.where(possible, y, math.nan)
+
+
+def _moved(verbs: Verbs, y: Any, d: Any, tracked: bool) -> Any:
+    """How the weights y of `lml` move with the scores: h (d - <h, d> / sum h), h = y (1 - y); zero in rows without a solution."""
+    xp = verbs.xp
+    known = [] if tracked else [a for a in map(verbs.known, (y, d)) if a is not None and a.dtype == np.float64]
+    if len(known) == 2 and (kernel := kernels("lml")) is not None:
+        flat = [np.ascontiguousarray(a.reshape(-1, a.shape[-1])) for a in known]
+        return verbs.asarray(kernel.pull(*flat).reshape(known[0].shape), d)
+    valid = y == y
+    y, d = xp.where(valid, y, xp.zeros_like(y)), xp.where(valid, d, xp.zeros_like(d))
     h = y * (1 - y)
-    total, slope = _sum(verbs, y), _sum(verbs, h)
-    slope = xp.where(slope > eps, slope, xp.ones_like(slope))
-    step = (total - verbs.stop(total)) / slope
-    bend = _sum(verbs, verbs.stop(h) * (0.5 - verbs.stop(y))) / verbs.stop(slope)
-    y = verbs.sigmoid(z + (nu - step - bend * step * step))
-    return xp.where(free & possible, y, xp.where(possible, certain, math.nan))
+    total = _sum(verbs, h)
+    total = xp.where(total > backend_of(y).resolution(y), total, xp.ones_like(total))
+    return h * (d - _sum(verbs, h * d) / total)
 
 
 def _hard(verbs: Verbs, x: Any, k: float) -> Any:

@@ -243,3 +243,40 @@ def test_misuse_of_the_residual(residual: Callable, solve: Callable, message: st
 def test_unknown_method() -> None:
     with pytest.raises(ValueError, match="got the method 'lu'; wanted 'dense' or 'krylov'"):
         implicit_function(lambda a, u: u - a, lambda a: a, method="lu")
+
+
+def test_third_derivatives_are_refused() -> None:
+    """They would be wrong: the two steps around the root are right up to second order."""
+    message = "implicit_function has first and second derivatives"
+    torch, jax, tf = (pytest.importorskip(name) for name in ("torch", "jax", "tensorflow"))
+    root = implicit_function(lambda a, u: u * u - a, lambda a: a**0.5)
+
+    def scalar(a: Any) -> Any:
+        return root(a[None])[0]
+
+    a = torch.tensor(4.0, dtype=torch.float64)
+    assert abs(torch.func.grad(torch.func.grad(scalar))(a) + 1 / 32) < 1e-12
+    with pytest.raises(ValueError, match=message):
+        torch.func.grad(torch.func.grad(torch.func.grad(scalar)))(a)
+    leaf, grad = a.clone().requires_grad_(), torch.autograd.grad
+    (second,) = grad(grad(scalar(leaf), leaf, create_graph=True)[0], leaf, create_graph=True)
+    with pytest.raises(ValueError, match=message):
+        second.backward()
+    with jax.enable_x64(True):
+        assert abs(jax.jit(jax.jacfwd(jax.grad(scalar)))(jax.numpy.array(4.0)) + 1 / 32) < 1e-12
+        for third in (jax.grad(jax.grad(jax.grad(scalar))), jax.jacfwd(jax.jacfwd(jax.grad(scalar)))):
+            with pytest.raises(ValueError, match=message):
+                third(jax.numpy.array(4.0))
+    x = tf.constant(4.0, tf.float64)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as middle:
+            middle.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                u = scalar(x)
+            first = inner.gradient(u, x)
+        second = middle.gradient(first, x)
+    assert abs(float(second) + 1 / 32) < 1e-12
+    with pytest.raises(ValueError, match=message):
+        outer.gradient(second, x)

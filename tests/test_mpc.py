@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from typing import Any
@@ -374,6 +375,23 @@ def test_progress_is_told(torch: Any, caplog: pytest.LogCaptureFixture) -> None:
         plan = mpc(torch.tensor(starts(3)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64))
     assert len(lines) == len(caplog.records) == int(plan.info.iterations.max())
     assert lines[-1]["open_rows"] == 0 and lines[-1]["kkt_residual"] <= 1e-8
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", [name for name in requested() if name in ("jax", "tensorflow")])
+def test_progress_is_told_by_compiled_code(backend: str, compiled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    framework = importlib.import_module(backend)
+    lines: list[dict] = []
+    mpc = MPC(pendulum, upright, horizon=5, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, verbose=True, callback=lines.append)
+    compile_ = (framework.jit if backend == "jax" else framework.function) if compiled else lambda f: f
+    with framework.enable_x64(True) if backend == "jax" else contextlib.nullcontext(), caplog.at_level("INFO", logger="cvxlayers.control"):
+        array = framework.numpy.asarray if backend == "jax" else framework.constant
+        info = compile_(lambda x0, params: mpc(x0, params).info)(array(starts(3)), array(np.array([1.0, 1.1, 0.9])))
+        if backend == "jax":
+            framework.effects_barrier()
+    assert len(lines) == len(caplog.records) == int(np.max(info.iterations))
+    assert sorted(line["iteration"] for line in lines) == list(range(1, len(lines) + 1))
+    assert min(line["kkt_residual"] for line in lines) <= 1e-8
 
 
 def test_transforms_of_torch(torch: Any) -> None:

@@ -336,3 +336,19 @@ def test_soft_top_k_of_one_is_not_softmax_but_sums_like_it() -> None:
 def test_misuse(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_third_derivatives_of_lml() -> None:
+    """Its rule is a function of its value, so that every order follows; against differences of the second."""
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    x, d, step = X[0], G[0], 1e-5
+
+    def torch_second(x: np.ndarray) -> np.ndarray:
+        return torch.func.hessian(lambda x: (lml(x, 3) * torch.tensor(d)).sum())(torch.tensor(x)).numpy()
+
+    slope = (torch_second(x + step * d) - torch_second(x - step * d)) / (2 * step)
+    third = torch.func.jacrev(torch.func.hessian(lambda x: (lml(x, 3) * torch.tensor(d)).sum()))(torch.tensor(x)).numpy() @ d
+    np.testing.assert_allclose(third, slope, rtol=0, atol=1e-8)
+    with jax.enable_x64(True):
+        found = jax.jacfwd(jax.hessian(lambda x: (lml(x, 3) * d).sum()))(jax.numpy.array(x)) @ d
+    np.testing.assert_allclose(found, slope, rtol=0, atol=1e-8)

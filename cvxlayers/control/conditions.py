@@ -12,7 +12,6 @@ from cvxlayers.control.expand import convexified, gradient, hessian, jacobian
 from cvxlayers.control.models import Affine, Quadratic
 from cvxlayers.control.problem import Program
 from cvxlayers.control.riccati import times
-from cvxlayers.control.transcription import Transcription
 
 Parts = Mapping[str, Any]
 FLOOR = 1e-9  # of the largest eigenvalue: the least curvature that a convexified Hessian keeps
@@ -65,6 +64,8 @@ def _stage_costs(program: Program, tau: Any, y: Parts, curvature: str | None) ->
     linear = isinstance(program.dynamics, Affine) and program.constraints is None
     if isinstance(program.cost, Quadratic):
         slope, H = times(program.cost.C, tau) + program.cost.c, program.cost.C
+        if curvature == "cost":
+            H = convexified(H, FLOOR, only_where_needed=True)
         if curvature == "lagrangian" and not linear:
             H = H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
         return slope, H
@@ -121,8 +122,8 @@ def excess(program: Program, tau: Any, f: Any, g: Any, h: Any) -> dict[str, Any]
         found["constraints"] = g
     if program.terminal_constraints is not None:
         found["terminal"] = h
-    if layout.slew is not None and layout.slew[0] == "bound":
-        moved, limit = u[..., 1:, :, :] - u[..., :-1, :, :], backend_of(u).verbs.asarray(layout.slew[1], u)
+    if layout.slew == "bound":
+        moved, limit = u[..., 1:, :, :] - u[..., :-1, :, :], program.weights["slew"]
         found["slew_upper"], found["slew_lower"] = moved - limit, -moved - limit
     return {name: found[name] for name in layout.groups if name in found}
 
@@ -150,9 +151,8 @@ def limits(program: Program) -> dict[str, Any]:
     for name in bounds:
         bound = bounds[name] if name[0] == "u" else _after(bounds[name])
         found[name] = bound if name.endswith("upper") else -bound
-    if layout.slew is not None and layout.slew[0] == "bound":
-        limit = np.array(np.broadcast_to(np.asarray(layout.slew[1], dtype=float), (1, 1, layout.m)))
-        found["slew_upper"] = found["slew_lower"] = verbs.asarray(limit, program.x0)
+    if layout.slew == "bound":
+        found["slew_upper"] = found["slew_lower"] = program.weights["slew"]
     if "slack" in layout.groups:
         found["slack"] = verbs.asarray(np.zeros((1, 1, layout.slacks)), program.x0)
     return found
@@ -189,35 +189,40 @@ def _differences(xp: Any, v: Any) -> Any:
     return xp.concat([nothing, v], axis=0) - xp.concat([v, nothing], axis=0)
 
 
-def objective(program: Program, transcription: Transcription, tau: Any, held: Parts) -> Any:
+def slew_slope(program: Program, tau: Any) -> Any:
+    """The gradient of a quadratic penalty on u_t - u_{t-1}, (T, B, s)."""
+    xp, n = backend_of(tau).verbs.xp, program.layout.n
+    moved = (tau[1:, :, n:] - tau[:-1, :, n:]) * program.weights["slew"]
+    return xp.concat([xp.zeros_like(tau[..., :n]), _differences(xp, moved)], axis=-1)
+
+
+def objective(program: Program, tau: Any, held: Parts) -> Any:
     """Costs and penalties (..., B) at tau (..., T, B, s), with the constraints' values in ``held``."""
-    verbs, layout = backend_of(tau).verbs, program.layout
-    xp, n = verbs.xp, layout.n
+    layout, xp = program.layout, backend_of(tau).verbs.xp
+    n = layout.n
     total = xp.sum(program.cost(tau), axis=-2)
     if program.terminal_cost is not None:
         total = total + program.terminal_cost(tau[..., -1:, :, :n])[..., 0, :]
-    if layout.slew is not None and layout.slew[0] == "quadratic":
-        moved, weights = tau[..., 1:, :, n:] - tau[..., :-1, :, n:], verbs.asarray(transcription.slew_weights(), tau)
-        total = total + xp.sum(weights * moved * moved, axis=(-1, -3)) / 2
+    if layout.slew == "quadratic":
+        moved = tau[..., 1:, :, n:] - tau[..., :-1, :, n:]
+        total = total + xp.sum(program.weights["slew"] * moved * moved, axis=(-1, -3)) / 2
     for name in ("constraints", "terminal"):
         if layout.soft is not None and name in held:
-            over, (kind, weight) = xp.maximum(held[name], xp.zeros_like(held[name])), layout.soft
-            total = total + weight * xp.sum(over if kind == "l1" else over * over / 2, axis=(-1, -3))
+            over = xp.maximum(held[name], xp.zeros_like(held[name]))
+            total = total + xp.sum(program.soft_weights(name) * (over if layout.soft == "l1" else over * over / 2), axis=(-1, -3))
     return total
 
 
-def distance(program: Program, transcription: Transcription, tau: Any, at: Expansion, y: Parts) -> Any:
+def distance(program: Program, tau: Any, at: Expansion, y: Parts) -> Any:
     """The largest relative violation of the optimality conditions, (B,)."""
-    verbs, layout = backend_of(tau).verbs, program.layout
-    xp, n = verbs.xp, layout.n
+    xp, layout = backend_of(tau).verbs.xp, program.layout
 
     def most(a: Any) -> Any:
         return xp.max(xp.max(xp.abs(a), axis=-1), axis=0)
 
     slope = at.slope
-    if layout.slew is not None and layout.slew[0] == "quadratic" and layout.stages > 1:
-        moved = (tau[1:, :, n:] - tau[:-1, :, n:]) * verbs.asarray(transcription.slew_weights(), tau)
-        slope = slope + xp.concat([xp.zeros_like(tau[..., :n]), _differences(xp, moved)], axis=-1)
+    if layout.slew == "quadratic" and layout.stages > 1:
+        slope = slope + slew_slope(program, tau)
     back = pulled(program, at, y)
     worst = most(slope + back) / (1 + xp.maximum(most(slope), most(back)))
     size = 1 + most(tau)
@@ -236,8 +241,9 @@ def _unsoftened(program: Program, value: Any, dual: Any, name: str) -> tuple[Any
     soft = program.layout.soft
     if soft is None or name not in ("constraints", "terminal"):
         return value, dual
-    xp, (kind, weight) = backend_of(value).verbs.xp, soft
-    slack = (
-        dual / weight if kind == "quadratic" else xp.where(dual >= weight * (1 - 1e-6), xp.maximum(value, xp.zeros_like(value)), value * 0)
-    )
+    xp, weight = backend_of(value).verbs.xp, program.soft_weights(name)
+    if soft == "quadratic":
+        slack = dual / weight
+    else:
+        slack = xp.where(dual >= weight * (1 - 1e-6), xp.maximum(value, xp.zeros_like(value)), value * 0)
     return value - slack, dual

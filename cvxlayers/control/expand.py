@@ -35,11 +35,17 @@ def hessian(f: Callable, z: Any) -> tuple[Any, Any]:
     return slope, (H + xp.matrix_transpose(H)) / 2
 
 
-def convexified(H: Any, floor: float) -> Any:
-    """Symmetric matrices with their eigenvalues replaced by their magnitudes, at least ``floor`` times the largest of each."""
+def convexified(H: Any, floor: float, only_where_needed: bool = False) -> Any:
+    """Symmetric matrices with their eigenvalues replaced by their magnitudes, at least ``floor`` times the largest of each.
+
+    ``only_where_needed`` leaves alone those whose eigenvalues are not below minus that.
+    """
     verbs = backend_of(H).verbs
     xp = verbs.xp
     values, vectors = xp.linalg.eigh(H)
+    if only_where_needed:
+        fine = xp.min(values, axis=-1) >= -floor * (1e-3 + xp.max(xp.abs(values), axis=-1))
+        return xp.where(fine[..., None, None], H, convexified(H, floor))
     values = xp.abs(values)
     values = xp.maximum(values, floor * (1e-3 + xp.max(values, axis=-1, keepdims=True)))
     return xp.matmul(vectors * values[..., None, :], xp.matrix_transpose(vectors))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from cvxlayers.backend import backend_of
-from cvxlayers.conic_map import ConicMap
-from cvxlayers.control import conditions, ilqr, sqp
+from cvxlayers.control import conditions, curvature, ilqr, sqp
 from cvxlayers.control.expand import gradient
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
 from cvxlayers.control.problem import BOUNDS, Problem, Program, arrays_of, check, leaves_of, program_of, widths_of, with_leaves
 from cvxlayers.control.solved import SolvedMap
+from cvxlayers.control.staged import Staged, staged
 from cvxlayers.control.transcription import Layout, Transcription
 
 SOLVER = "INTERIOR"  # of the quadratic programs: the only one that takes a batch at once
@@ -34,8 +34,11 @@ class MPC:
     u (..., m), each row by itself; the axes in front are time, the batch, and others; or they are `LinearDynamics` and `QuadraticCost`.
     ``terminal_cost(x, params)`` and ``terminal_constraints(x, params)`` see states alone; constraints return (..., any number).
     Bounds are numbers, (width,), (T, width) or (T, *batch, width), infinite where there is none. ``soft`` = ("l1" or "quadratic", weight)
-    replaces the two kinds of constraints by the penalty weight * sum max(g, 0) or weight/2 * sum max(g, 0)^2. ``slew`` = ("quadratic",
-    weight) penalizes weight/2 |u_t - u_{t-1}|^2, ("bound", limit) bounds its entries.
+    replaces the two kinds of constraints by the penalty weight * sum max(g, 0) or weight/2 * sum max(g, 0)^2; a third entry says
+    what is soft, "constraints" or a tuple of those, "x_lower" and "x_upper", in which g is how far states are beyond the bound.
+    The weight is a number, or one for each entry of constraints, x_upper, x_lower, terminal_constraints that is soft, in this order.
+    ``slew`` = ("quadratic", weight) penalizes weight/2 |u_t - u_{t-1}|^2, ("bound", limit) bounds its entries; numbers or (m,).
+    Weights and limits may be arrays of the framework, and then have gradients.
 
     ``method``: "sqp", "ilqr" (bounds on controls only), or "auto". ``hessian``: that of the quadratic programs, "gauss_newton" or "exact".
     ``backward``: "exact" is the derivative of the plan, "gauss_newton" that of the last convex approximation, "unroll" that of the
@@ -68,7 +71,7 @@ class MPC:
         x_upper: Any = None,
         constraints: Callable | None = None,
         terminal_constraints: Callable | None = None,
-        soft: tuple[str, float] | None = None,
+        soft: tuple[str, Any] | tuple[str, Any, str | tuple[str, ...]] | None = None,
         slew: tuple[str, Any] | None = None,
         method: str = "auto",
         hessian: str = "gauss_newton",
@@ -80,13 +83,15 @@ class MPC:
         callback: Callable | None = None,
     ) -> None:
         bounds = {name: value for name, value in zip(BOUNDS, (u_lower, u_upper, x_lower, x_upper), strict=True) if value is not None}
-        soft, slew = (None if pair is None else (pair[0], pair[1]) for pair in (soft, slew))
+        slew = None if slew is None else (slew[0], slew[1])
+        if soft is not None:
+            named = soft[2] if len(soft) > 2 else ()
+            soft = (soft[0], soft[1], (named,) if isinstance(named, str) else tuple(named) or ("constraints",))
         self.problem = Problem(
             dynamics, cost, horizon, n_state, n_ctrl, terminal_cost, bounds, constraints, terminal_constraints, soft, slew
         )
         self.options = Options(method, hessian, backward, max_iter, tol, on_unconverged, verbose, callback)
         check(self.problem)
-        self._maps = cache(_maps)
 
     def __call__(self, x0: Any, params: Any = None, warm_start: Plan | None = None, rti: bool = False) -> Plan:
         """Plan from x0 (*batch, n); ``params`` is handed to the user's functions: arrays, or dicts, lists and tuples of arrays.
@@ -98,13 +103,23 @@ class MPC:
         if tuple(x0.shape)[-1:] != (n,):
             raise ValueError(f"x0 has shape {tuple(x0.shape)}; wanted (*batch, {n})")
         flat = xp.reshape(x0, (int(np.prod(batch)), n))
-        arrays, sizes = arrays_of(problem, x0, flat.shape[0]), widths_of(problem, x0, params)
+        sizes = widths_of(problem, x0, params)
+        arrays = arrays_of(problem, x0, flat.shape[0], sizes)
         program = program_of(problem, flat, arrays, params, batch, sizes)
-        maps, tol = self._maps(program.layout), options.tolerance(backend_of(x0).resolution(x0))
+        resolution = backend_of(x0).resolution(x0)
+        maps, tol = _maps(program.layout, resolution), options.tolerance(resolution)
         if program.linear_quadratic:
-            data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, _sides(program))
-            w, y, s = verbs.call(maps.solve, *data, on_failure="nan")
-            return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), xp.isnan(w[:, 0]), batch, tol, rti)
+            data = maps.transcription.program(
+                program.cost.C, program.cost.c, program.dynamics.F, None, None, _sides(program), program.weights
+            )
+            (w, y, s), told = verbs.call(maps.solve, *data, on_failure="nan", return_info=True)
+            failure = sqp.failure_of(w, told.status)
+            if isinstance(maps.solve.conic.solver, Staged) and not sqp.may(verbs, failure > 0):
+                convex = failure == failure  # stages solve rows whose Hessian is positive definite on what is free
+            else:
+                convex = curvature.free_minimum(program)
+            failure = xp.where((failure > 0) & ~convex, xp.zeros_like(failure) + sqp.UNBOUNDED, failure)
+            return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex)
         shooting = options.method == "ilqr"
         if shooting and not ilqr.applies(program):
             raise ValueError("method='ilqr' knows bounds on controls only; use method='sqp' for other constraints and for slew")
@@ -114,7 +129,7 @@ class MPC:
                 program, maps, guess, exact=options.exact, max_iter=1 if rti else options.max_iter, tol=tol, shooting=shooting
             )
             w = sqp.variables(program, maps, point)
-            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.infeasible > 0.5, batch, tol, rti)
+            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.failure, batch, tol, rti)
 
         def run(flat: Any, guess: Any, *rest: Any) -> tuple[Any, ...]:
             own, lead = list(rest[: len(arrays)]), tuple(flat.shape)[:-2]
@@ -124,13 +139,13 @@ class MPC:
             inner = program_of(mapped, inside[0], inside[2:], again, (*lead, *batch), sizes)
             tell = describe(options, maps, verbs)
             point = sqp.solve(inner, maps, inside[1], exact=options.exact, max_iter=options.max_iter, tol=tol, shooting=shooting, tell=tell)
-            found = (*sqp.differentiable(inner, maps, point, options.curvature), point.iterations, point.infeasible)
+            found = (*sqp.differentiable(inner, maps, point, options.curvature), point.iterations, point.failure)
             return tuple(xp.reshape(a, (*lead, -1, *a.shape[1:])) if lead else a for a in found)
 
         ranks = (2, 3, *(len(a.shape) for a in (*arrays, *leaves)))
-        w, y, s, P, A, iterations, infeasible = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
+        w, y, s, P, A, iterations, failure = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
         solution = self._implicit(program, maps, w, y, s, P, A)
-        return self._report(program, maps, solution, iterations, infeasible > 0.5, batch, tol, rti)
+        return self._report(program, maps, solution, iterations, failure, batch, tol, rti)
 
     def _guess(self, x0: Any, warm_start: Plan | None) -> Any:
         """Where to start, (T, B, s): at rest, or at the last plan shifted by one stage."""
@@ -150,22 +165,39 @@ class MPC:
         if program.terminal_cost is not None or program.terminal_constraints is not None:
             last = gradient(lambda x: conditions.terminal_lagrangian(program, x, parts), tau[-1:, :, : layout.n])
             slope = xp.concat([slope[:-1], slope[-1:] + conditions.wide(last, tau)], axis=0)
+        if layout.slew == "quadratic" and layout.stages > 1:
+            slope = slope + conditions.slew_slope(program, tau)
         q = xp.reshape(xp.moveaxis(slope, 0, 1), (tau.shape[1], layout.stages * (layout.n + layout.m)))
         if layout.slacks:
-            q = xp.concat([q, xp.zeros_like(w[:, q.shape[-1] :])], axis=-1)
+            slack = w[:, q.shape[-1] :]
+            weight = transcription.slack_weights(program.weights["soft"])
+            q = xp.concat([q, xp.zeros_like(slack) + (weight if layout.soft == "l1" else weight * slack)], axis=-1)
         return verbs.call(maps.solved, P, q, A, transcription.sides(_sides(program, tau)), w, y, s)
 
     def _report(
-        self, program: Program, maps: sqp.Maps, solution: Any, iterations: Any, infeasible: Any, batch: Any, tol: float, rti: bool
+        self,
+        program: Program,
+        maps: sqp.Maps,
+        solution: Any,
+        iterations: Any,
+        failure: Any,
+        batch: Any,
+        tol: float,
+        rti: bool,
+        convex: Any = None,
     ) -> Plan:
+        """The plan of (w, y, s); ``convex`` marks rows that are known to have one minimum."""
         w, y, s = solution
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
         xp, T, n = verbs.xp, layout.stages, layout.n
         tau, held = transcription.stages_of(w), {}
         at, y, s = verbs.stop(tau), verbs.stop(y), verbs.stop(s)
-        violation = verbs.stop(sqp.measured(program, maps, at, y))
-        converged = (violation <= tol) & ~infeasible
-        parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, infeasible
+        parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, failure > 0
+        point = conditions.expand(program, at, parts, None if convex is not None and not sqp.may(verbs, ~convex) else "lagrangian")
+        violation = verbs.stop(sqp.finite(conditions.distance(program, at, point, parts)))
+        minimum = convex if point.H is None else curvature.minimum(program, point, parts)
+        minimum = violation == violation if minimum is None else minimum & (violation == violation)
+        converged = (violation <= tol) & ~(failure > 0)
         scale = 1 + xp.max(xp.abs(y), axis=-1)[None, :, None]
         for name in layout.groups:
             if name not in ("initial", "dynamics"):
@@ -174,7 +206,7 @@ class MPC:
                 if name != "slack":
                     active[name] = xp.reshape(strong, (strong.shape[0], *batch, strong.shape[-1]))
         if not rti:
-            settle(verbs, converged, violation, infeasible, self.options.on_unconverged)
+            settle(verbs, converged, violation, failure, self.options.on_unconverged)
             if self.options.on_unconverged in ("nan", "zero_grad"):
                 other = at if self.options.on_unconverged == "zero_grad" else xp.ones_like(at) * np.nan
                 tau = xp.where(converged[None, :, None], tau, other)
@@ -182,11 +214,12 @@ class MPC:
             held["constraints"] = program.constraints(tau)
         if program.terminal_constraints is not None:
             held["terminal"] = program.terminal_constraints(tau[-1:, :, :n])
-        cost = conditions.objective(program, transcription, tau, held)
-        rows = (xp.reshape(a, batch) for a in (cost, converged, iterations, violation, infeasible, converged & ~weak))
-        cost, converged, iterations, violation, infeasible, grad_ok = rows
+        cost = conditions.objective(program, tau, held)
+        infeasible, unbounded = failure == sqp.INFEASIBLE, failure == sqp.UNBOUNDED
+        rows = (cost, converged, iterations, violation, infeasible, unbounded, minimum & converged, converged & ~weak)
+        cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in rows)
         x, u = (xp.reshape(a, (T, *batch, a.shape[-1])) for a in (tau[..., :n], tau[..., n:]))
-        return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, active, grad_ok))
+        return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
 
 
 def _sides(program: Program, tau: Any = None) -> dict[str, Any]:
@@ -203,10 +236,12 @@ def _sides(program: Program, tau: Any = None) -> dict[str, Any]:
     return found
 
 
-def _maps(layout: Layout) -> sqp.Maps:
+@lru_cache(maxsize=64)
+def _maps(layout: Layout, resolution: float) -> sqp.Maps:
+    """Shared by all controllers of a layout and a precision: what JAX remembers of a map is true in one precision only."""
     transcription = Transcription(layout)
     pattern = transcription.pattern
-    return sqp.Maps(transcription, ConicMap(pattern, SOLVER), SolvedMap(pattern, newton=True), SolvedMap(pattern))
+    return sqp.Maps(transcription, staged(transcription, SOLVER), SolvedMap(pattern, newton=True), SolvedMap(pattern))
 
 
 # Mapped calls: their axes come in front of all others, and become rows.

@@ -20,6 +20,14 @@ CHOICES = {
     "on_unconverged": ("raise", "warn", "nan", "zero_grad"),
 }
 
+# By the codes of `sqp.failure_of`.
+STATUSES = (Status.ITERATION_LIMIT, Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE, Status.NUMERICAL_ERROR)
+SENTENCES = {
+    1: "the constraints of {rows} cannot be satisfied",
+    2: "the cost of {rows} has no minimum: it is not convex, or falls without end",
+    3: "a quadratic program of {rows} could not be solved",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -61,39 +69,45 @@ def describe(options: Options, maps: Any, verbs: Any) -> Callable | None:
     if not options.verbose and options.callback is None:
         return None
 
-    def tell(k: Any, point: Any) -> None:
-        violation = verbs.known(point.violation)
-        if violation is None:  # compiled code has no values to tell
-            return
+    def line_of(k: Any, violation: Any) -> None:
+        violation = np.asarray(violation)
         open_rows = int(np.sum(~(violation <= options.tolerance(np.finfo(violation.dtype).eps))))
-        line = {"iteration": int(verbs.known(k)) + 1, "open_rows": open_rows, "kkt_residual": float(np.max(violation))}
+        line = {"iteration": int(np.asarray(k)) + 1, "open_rows": open_rows, "kkt_residual": float(np.max(violation))}
         if options.verbose:
             logger.info("iteration %(iteration)3d   open rows %(open_rows)4d   KKT residual %(kkt_residual).2e", line)
         if options.callback is not None:
             options.callback(line)
 
+    def tell(k: Any, point: Any) -> None:
+        known = [verbs.known(a) for a in (k, point.violation)]
+        if any(a is None for a in known):
+            verbs.host(line_of, None, k, point.violation)  # compiled code tells when it runs
+        else:
+            line_of(*known)
+
     return tell
 
 
-def settle(verbs: Any, converged: Any, violation: Any, infeasible: Any, policy: str) -> None:
+def settle(verbs: Any, converged: Any, violation: Any, failure: Any, policy: str) -> None:
     """Raise or warn for rows that did not converge, where values are at hand."""
-    converged, violation, infeasible = (verbs.known(a) for a in (converged, violation, infeasible))
+    converged, violation, failure = (verbs.known(a) for a in (converged, violation, failure))
     if converged is None or converged.all() or policy not in ("raise", "warn"):
         return
-    converged, violation, infeasible = (a.reshape(-1) for a in (converged, violation, infeasible))
+    converged, violation, failure = (a.reshape(-1) for a in (converged, violation, failure))
     rows = np.flatnonzero(~converged)
     named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-    empty = [int(row) for row in rows if infeasible[row]]
     without = ""
-    if empty:
-        which = f"row{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty[:8]))}"
-        without = f"; the constraints of {which} cannot be satisfied, or the cost has no minimum"
+    for code, text in SENTENCES.items():
+        which = [int(row) for row in rows if failure[row] == code]
+        if which:
+            named_rows = f"row{'s' if len(which) > 1 else ''} {', '.join(map(str, which[:8]))}{', ...' if len(which) > 8 else ''}"
+            without += f"; {text.format(rows=named_rows)}"
     message = (
         f"mpc row{'s' if len(rows) > 1 else ''} {named} of {len(converged)} did not converge: relative violation of the optimality "
         f"conditions up to {np.max(violation[rows]):.1e}{without}; try: "
         "raise max_iter, loosen tol, soften constraints, or start from a better plan"
     )
     if policy == "raise":
-        statuses = [Status.PRIMAL_INFEASIBLE if infeasible[row] else Status.ITERATION_LIMIT for row in rows]
+        statuses = [STATUSES[int(failure[row])] for row in rows]
         raise SolverError(message, rows.tolist(), statuses)
     warn(message, InaccurateWarning)

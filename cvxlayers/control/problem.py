@@ -19,6 +19,7 @@ from cvxlayers.control.models import Affine, LinearDynamics, Quadratic, Quadrati
 from cvxlayers.control.transcription import Layout
 
 BOUNDS = ("u_lower", "u_upper", "x_lower", "x_upper")
+SOFT = ("constraints", "x_lower", "x_upper")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class Problem:
     bounds: Mapping[str, Any]
     constraints: Callable | None
     terminal_constraints: Callable | None
-    soft: tuple[str, float] | None
+    soft: tuple[str, Any, tuple[str, ...]] | None
     slew: tuple[str, Any] | None
+
+    @property
+    def softened(self) -> tuple[str, ...]:
+        """The bounds on states that are penalized, upper ones first."""
+        return () if self.soft is None else tuple(name for name in ("x_upper", "x_lower") if name in self.soft[2])
 
 
 def check(problem: Problem) -> None:
@@ -44,10 +50,19 @@ def check(problem: Problem) -> None:
     if any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ValueError(f"got horizon, n_state, n_ctrl = {sizes}; wanted positive integers")
     for name, pair, kinds in (("soft", problem.soft, ("l1", "quadratic")), ("slew", problem.slew, ("quadratic", "bound"))):
-        if pair is not None and (pair[0] not in kinds or not np.all(np.asarray(pair[1]) > 0)):
-            raise ValueError(f"{name} is {pair}; wanted ({kinds[0]!r} or {kinds[1]!r}, a positive number)")
-    if problem.soft is not None and problem.constraints is None and problem.terminal_constraints is None:
-        raise ValueError("soft says how to penalize constraints and terminal_constraints, and there are none; give it with one of them")
+        if pair is not None:
+            known = backend_of(pair[1]).verbs.known(pair[1])
+            if pair[0] not in kinds or (known is not None and not np.all(known > 0)):
+                raise ValueError(f"{name} is {pair[:2]}; wanted ({kinds[0]!r} or {kinds[1]!r}, a positive number or numbers)")
+    if problem.soft is not None:
+        for name in problem.soft[2]:
+            if name not in SOFT or (name != "constraints" and name not in problem.bounds):
+                raise ValueError(f"soft names {name!r}; wanted some of {', '.join(map(repr, SOFT))}, of the bounds those that are given")
+        hard = "constraints" not in problem.soft[2] and (problem.constraints is not None or problem.terminal_constraints is not None)
+        if hard:
+            raise ValueError("soft names bounds on states alone, and there are constraints; name 'constraints', too: all of them are soft")
+        if not problem.softened and problem.constraints is None and problem.terminal_constraints is None:
+            raise ValueError("soft says how to penalize constraints and terminal_constraints, and there are none; give it with one of them")
     for name, function in (("dynamics", problem.dynamics), ("cost", problem.cost)):
         if not callable(function) and not isinstance(function, (LinearDynamics, QuadraticCost)):
             raise ValueError(f"{name} is a {type(function).__name__}; wanted a function of (x, u, params), LinearDynamics or QuadraticCost")
@@ -65,6 +80,14 @@ class Program:
     terminal_constraints: Callable | None
     x0: Any
     bounds: Mapping[str, Any]
+    weights: Mapping[str, Any]  # "soft" (1, B or 1, path + terminal), "slew" (1, B or 1, m)
+
+    def soft_weights(self, name: str) -> Any:
+        """Those of a group of constraints; None where there are none."""
+        if "soft" not in self.weights:
+            return None
+        path = self.layout.path
+        return self.weights["soft"][..., :path] if name == "constraints" else self.weights["soft"][..., path:]
 
     @property
     def linear_quadratic(self) -> bool:
@@ -73,8 +96,8 @@ class Program:
         return isinstance(self.dynamics, Affine) and isinstance(self.cost, Quadratic) and rest == (None, None, None)
 
 
-def arrays_of(problem: Problem, like: Any, rows: int) -> list[Any]:
-    """The arrays of a problem with all axes, in the framework of ``like``: bounds, then F and f, then C and c, where there are such.
+def arrays_of(problem: Problem, like: Any, rows: int, sizes: tuple[int, int]) -> list[Any]:
+    """The arrays of a problem with all axes, in the framework of ``like``: bounds, then F and f, C and c, weights, where there are such.
 
     Raises ValueError for shapes that do not fit.
     """
@@ -88,6 +111,12 @@ def arrays_of(problem: Problem, like: Any, rows: int) -> list[Any]:
         c = problem.cost.c if problem.cost.c is not None else np.zeros(n + m)
         C = _spread("C", problem.cost.C, like, (T, n + m, n + m), rows, 2)
         found += [(C + backend_of(C).verbs.xp.matrix_transpose(C)) / 2, _spread("c", c, like, (T, n + m), rows, 1)]
+    for name, pair, width in (("soft", problem.soft, sum(sizes)), ("slew", problem.slew, m)):
+        if pair is not None:
+            weight = backend_of(like).verbs.asarray(pair[1], like)
+            if tuple(weight.shape) not in ((), (width,)):
+                raise ValueError(f"the weights of {name} have shape {tuple(weight.shape)}; wanted a number or ({width},)")
+            found.append(backend_of(like).verbs.xp.broadcast_to(weight, (1, 1, width)))
     return found
 
 
@@ -109,19 +138,27 @@ def _spread(name: str, value: Any, like: Any, shape: tuple[int, ...], rows: int,
 def program_of(problem: Problem, x0: Any, arrays: Sequence[Any], params: Any, batch: tuple[int, ...], sizes: tuple[int, int]) -> Program:
     """One call's `Program`: x0 (B, n), arrays as from `arrays_of`, the batch shape in which the user's functions see rows."""
     T, n, m = problem.horizon, problem.n_state, problem.n_ctrl
-    layout = Layout(T, n, m, *sizes, tuple(problem.bounds), problem.soft, problem.slew)
+    soft, slew = (None if pair is None else pair[0] for pair in (problem.soft, problem.slew))
+    layout = Layout(T, n, m, *sizes, tuple(name for name in problem.bounds if name not in problem.softened), soft, slew)
     rest = list(arrays)
     bounds = {name: rest.pop(0) for name in problem.bounds}
+    softened = {name: bounds.pop(name) for name in problem.softened}
     if isinstance(problem.dynamics, LinearDynamics):
         dynamics = Affine(rest.pop(0), rest.pop(0))
     else:
         dynamics = _by_rows("dynamics", problem.dynamics, batch, n, params, n)
-    cost = Quadratic(*rest) if isinstance(problem.cost, QuadraticCost) else _by_rows("cost", problem.cost, batch, n, params, None)
+    if isinstance(problem.cost, QuadraticCost):
+        cost = Quadratic(rest.pop(0), rest.pop(0))
+    else:
+        cost = _by_rows("cost", problem.cost, batch, n, params, None)
+    weights = {name: rest.pop(0) for name, pair in (("soft", soft), ("slew", slew)) if pair is not None}
 
     def last(name: str, function: Callable | None, width: int | None) -> Callable | None:
         return None if function is None else _by_rows(name, lambda x, u, params: function(x, params), batch, n, params, width)
 
-    path = None if problem.constraints is None else _by_rows("constraints", problem.constraints, batch, n, params, sizes[0])
+    own = sizes[0] - n * len(softened)
+    path = None if problem.constraints is None else _by_rows("constraints", problem.constraints, batch, n, params, own)
+    path = _with_bounds(path, softened, T, n) if softened else path
     return Program(
         layout,
         dynamics,
@@ -131,7 +168,25 @@ def program_of(problem: Problem, x0: Any, arrays: Sequence[Any], params: Any, ba
         last("terminal_constraints", problem.terminal_constraints, sizes[1]),
         x0[None],
         bounds,
+        weights,
     )
+
+
+def _with_bounds(path: Callable | None, bounds: Mapping[str, Any], stages: int, n: int) -> Callable:
+    """Constraints (..., T, B, own) and, as more of them, how far states are beyond bounds; -1 at x_0 and without a bound."""
+
+    def called(tau: Any) -> Any:
+        verbs = backend_of(tau).verbs
+        xp, x = verbs.xp, tau[..., :n]
+        later = verbs.asarray(np.arange(stages)[:, None, None], tau) > 0
+        found = [] if path is None else [path(tau)]
+        for name, bound in bounds.items():
+            there = xp.isfinite(bound) & later
+            bound = xp.where(there, bound, xp.zeros_like(bound))
+            found.append(xp.where(there, x - bound if name == "x_upper" else bound - x, xp.zeros_like(x) - 1))
+        return xp.concat(found, axis=-1)
+
+    return called
 
 
 def _by_rows(name: str, function: Callable, batch: tuple[int, ...], n: int, params: Any, width: int | None) -> Callable:
@@ -156,6 +211,7 @@ def widths_of(problem: Problem, x0: Any, params: Any) -> tuple[int, int]:
     xp = backend_of(x0).verbs.xp
     u = xp.zeros_like(x0[..., :1]) + xp.zeros_like(xp.broadcast_to(x0[..., :1], (*x0.shape[:-1], problem.n_ctrl)))
     path = 0 if problem.constraints is None else problem.constraints(x0, u, params).shape[-1]
+    path += problem.n_state * len(problem.softened)
     terminal = 0 if problem.terminal_constraints is None else problem.terminal_constraints(x0, params).shape[-1]
     return path, terminal
 

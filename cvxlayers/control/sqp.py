@@ -14,19 +14,22 @@ import numpy as np
 
 from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap
-from cvxlayers.control import ilqr
+from cvxlayers.control import curvature, ilqr
 from cvxlayers.control.conditions import FLOOR, Expansion, distance, excess, expand, objective, right_sides
 from cvxlayers.control.expand import convexified
 from cvxlayers.control.problem import Program
 from cvxlayers.control.riccati import times
 from cvxlayers.control.solved import SolvedMap
 from cvxlayers.control.transcription import Transcription
+from cvxlayers.errors import Status
 
-STEPS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once
+STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once; the long ones follow valleys
 DECREASE = 1e-4  # share of the merit's slope that a step must gain
 CLOSE = 0.1  # from this violation on Newton steps are tried
 FORGET = 0.1  # what remains of the last penalty at least
+RELIEF = 8  # every so many steps of shooting one is a quadratic program's
 GAIN = 0.5  # what they must leave at most of it
+INFEASIBLE, UNBOUNDED, BROKEN = 1.0, 2.0, 3.0  # why a quadratic program has no solution: none exists, no minimum, the solver gave up
 
 
 class Maps(NamedTuple):
@@ -39,7 +42,10 @@ class Maps(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where the rows are: tau (T, B, s), y and s (B, rows of A); the merit function's penalty, violation, steps, infeasible (B,)."""
+    """Where the rows are: tau (T, B, s), y and s (B, rows of A); the merit function's penalty, violation, steps (B,).
+
+    ``failure`` (B,) is as of `failure_of`.
+    """
 
     tau: Any
     y: Any
@@ -47,7 +53,7 @@ class Point(NamedTuple):
     penalty: Any
     violation: Any
     iterations: Any
-    infeasible: Any
+    failure: Any
 
 
 def solve(
@@ -63,7 +69,7 @@ def solve(
 
     def going(k: Any, *state: Any) -> Any:
         point = Point(*state)
-        open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+        open_rows = (point.violation > tol) & (point.failure < 0.5)
         return xp.any(open_rows) & (k < max_iter)
 
     def body(k: Any, *state: Any) -> tuple[Any, ...]:
@@ -80,8 +86,8 @@ def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int
     verbs = backend_of(tau).verbs
     point = start(program, maps, tau)
     for _ in range(max_iter):
-        open_rows = (point.violation > tol) & (point.infeasible < 0.5)
-        if not _may(verbs, open_rows):
+        open_rows = (point.violation > tol) & (point.failure < 0.5)
+        if not may(verbs, open_rows):
             break
         found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
         point = _advanced(verbs.xp, point, [(open_rows, found)])
@@ -130,23 +136,29 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, sh
     """One step of every row that is not done."""
     verbs = backend_of(point.tau).verbs
     xp = verbs.xp
-    open_rows = (point.violation > tol) & (point.infeasible < 0.5)
+    open_rows = (point.violation > tol) & (point.failure < 0.5)
 
     # A Newton step where the point is close; elsewhere, and where it gains nothing, the quadratic program.
     close = open_rows & (point.violation < CLOSE)
     moved, gained = point, xp.zeros_like(open_rows)
-    if _may(verbs, close):
+    if may(verbs, close):
         moved = _newton(program, maps, point, close)
         gained = close & (moved.violation <= GAIN * point.violation)
     rest = open_rows & ~gained
     found = point
-    if _may(verbs, rest):
-        found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, rest, exact)
+    if may(verbs, rest):
+        # Shooting along unstable dynamics may end in steps too short to matter: from time to time states move as well.
+        turn = rest & (point.iterations % RELIEF == RELIEF - 1) if shooting else rest
+        if may(verbs, turn):
+            found = _searched(program, maps, point, turn, exact)
+        if shooting:
+            rolled = _rolled(program, maps, point, exact)
+            return _advanced(xp, point, [(gained, moved), (turn, found), (rest & ~turn, rolled)])
 
     return _advanced(xp, point, [(gained, moved), (rest, found)])
 
 
-def _may(verbs: Any, rows: Any) -> bool:
+def may(verbs: Any, rows: Any) -> bool:
     """Whether some row is marked, as far as is known."""
     known = verbs.known(rows)
     return known is None or bool(known.any())
@@ -155,19 +167,24 @@ def _may(verbs: Any, rows: Any) -> bool:
 def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
     """The violation of the optimality conditions by (tau, y), (B,)."""
     parts = maps.transcription.parted(y)
-    violation = distance(program, maps.transcription, tau, expand(program, tau, parts, None), parts)
+    return finite(distance(program, tau, expand(program, tau, parts, None), parts))
+
+
+def finite(violation: Any) -> Any:
+    """A violation, infinite where it is not a number."""
     xp = backend_of(violation).verbs.xp
     return xp.where(xp.isnan(violation), xp.ones_like(violation) * np.inf, violation)
 
 
 def _data(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any) -> tuple[Any, Any, Any, Any]:
-    return maps.transcription.program(H, at.slope - times(H, tau), at.F, at.G, at.E, right_sides(program, tau, at))
+    return maps.transcription.program(H, at.slope - times(H, tau), at.F, at.G, at.E, right_sides(program, tau, at), program.weights)
 
 
 def _newton(program: Program, maps: Maps, point: Point, rows: Any) -> Point:
     verbs = backend_of(point.tau).verbs
     tau, parts = point.tau, maps.transcription.parted(point.y)
     at = expand(program, tau, parts, "lagrangian")
+    rows = rows & curvature.minimum(program, at, parts)  # elsewhere the step may lead to a saddle point
     w = flat(maps.transcription, tau, at, program, parts)
     data = _data(program, maps, tau, at, at.H)
     w = verbs.xp.where(rows[:, None], w, verbs.xp.ones_like(w) * np.nan)  # a row that is not finite costs nothing
@@ -183,7 +200,7 @@ def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program
     pieces = [xp.reshape(xp.moveaxis(tau, 0, 1), (rows, layout.stages * (layout.n + layout.m)))]
     for name, value in (("constraints", at.g), ("terminal", at.h)):
         if layout.soft is not None and value is not None:
-            over = xp.maximum(value, xp.zeros_like(value)) if layout.soft[0] == "l1" else parts[name] / layout.soft[1]
+            over = xp.maximum(value, xp.zeros_like(value)) if layout.soft == "l1" else parts[name] / program.soft_weights(name)
             pieces.append(xp.reshape(xp.moveaxis(over, 0, 1), (rows, over.shape[0] * over.shape[2])))
     return xp.concat(pieces, axis=-1)
 
@@ -201,8 +218,9 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     H = convexified(at.H, FLOOR) if exact else at.H
     P, q, A, b = _data(program, maps, tau, at, H)
     q = xp.where(rows[:, None], q, xp.ones_like(q) * np.nan)  # a row that is not finite costs nothing
-    w, y, s = verbs.call(maps.solve, P, q, A, b, on_failure="nan")
-    infeasible = xp.any(xp.isnan(w), axis=-1)
+    (w, y, s), info = verbs.call(maps.solve, P, q, A, b, on_failure="nan", return_info=True)
+    failure = failure_of(w, info.status)
+    infeasible = failure > 0
     target = transcription.stages_of(w)
     target = xp.where(infeasible[None, :, None], tau, target)
     direction = target - tau
@@ -212,38 +230,53 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     penalty = xp.maximum(FORGET * point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
     held = excess(program, tau, at.f, at.g, at.h)
     violated = _violation(layout, held)
-    here = objective(program, transcription, tau, held) + penalty * violated
+    here = objective(program, tau, held) + penalty * violated
     slope = xp.sum(at.slope * direction, axis=(0, 2)) - penalty * violated
     lengths = verbs.asarray(np.array(STEPS), tau)
     trials = tau + lengths[:, None, None, None] * direction
-    merits = _merit(program, transcription, trials, penalty)
+    n = layout.n
+    trials = xp.concat([trials[..., :n], ilqr.clipped(program, trials[..., n:])], axis=-1)
+    merits = _merit(program, trials, penalty)
     # rounding of the merit itself is no increase
     allowed = here + DECREASE * lengths[:, None] * xp.minimum(slope, xp.zeros_like(slope)) + 1e-12 * (1 + xp.abs(here))
-    fine = (merits <= allowed) & ~xp.isnan(merits)
-    # the first that is fine, the last where none is
-    taken = xp.max(xp.where(fine, lengths[:, None], xp.zeros_like(merits)), axis=0)
+    valley = point.violation < CLOSE  # long steps, far from there, would leap into other basins
+    fine = (merits <= allowed) & ~xp.isnan(merits) & (valley | (lengths[:, None] <= 1))
+    # the longest up to one that is fine, or a longer one that is better; the last where none is fine
+    whole = xp.max(xp.where(fine & (lengths[:, None] <= 1), lengths[:, None], xp.zeros_like(merits)), axis=0)
+    fine = xp.where(fine & ((lengths[:, None] > 1) | (lengths[:, None] == whole)), merits, xp.zeros_like(merits) + np.inf)
+    best = (fine == xp.min(fine, axis=0)) & (fine < np.inf)
+    taken = xp.max(xp.where(best, lengths[:, None], xp.zeros_like(merits)), axis=0)
     taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
     stopped = rows & (taken < 1)
     target = tau + taken[None, :, None] * direction
-    if _may(verbs, stopped):
+    target = xp.concat([target[..., :n], ilqr.clipped(program, target[..., n:])], axis=-1)
+    if may(verbs, stopped):
         reached = xp.min(xp.where(lengths[:, None] == taken, merits, merits * 0 + np.inf), axis=0)
-        target = _bent(program, transcription, trials, penalty, allowed, xp.where(stopped, reached, reached - np.inf), target)
+        target = _bent(program, trials, penalty, allowed, xp.where(stopped, reached, reached - np.inf), target)
     tau = target
     y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
     violation = measured(program, maps, tau, y)
-    return point._replace(
-        tau=tau, y=y, s=s, penalty=penalty, violation=violation, infeasible=xp.where(infeasible, taken * 0 + 1, taken * 0)
-    )
+    return point._replace(tau=tau, y=y, s=s, penalty=penalty, violation=violation, failure=failure)
 
 
-def _bent(program: Program, transcription: Transcription, trials: Any, penalty: Any, allowed: Any, reached: Any, target: Any) -> Any:
+def failure_of(w: Any, status: Any) -> Any:
+    """Of solved programs, (B,): 0 for a solution, INFEASIBLE, UNBOUNDED, or BROKEN for what a solver gave up."""
+    verbs = backend_of(w).verbs
+    xp, lost = verbs.xp, verbs.stop(w[:, 0])
+    nothing, status = xp.zeros_like(lost), verbs.asarray(status, lost)
+    code = xp.where(status == int(Status.DUAL_INFEASIBLE), nothing + UNBOUNDED, nothing + BROKEN)
+    code = xp.where(status == int(Status.PRIMAL_INFEASIBLE), nothing + INFEASIBLE, code)
+    return xp.where(xp.isnan(lost), code, nothing)
+
+
+def _bent(program: Program, trials: Any, penalty: Any, allowed: Any, reached: Any, target: Any) -> Any:
     """``target``, or where its merit is below ``reached`` the best rollout of the trials' controls, which bends with the dynamics.
 
     On curved dynamics straight steps would otherwise stay short (the Maratos effect).
     """
     xp = backend_of(trials).verbs.xp
     rolled = ilqr.rollout(program, ilqr.clipped(program, trials[..., program.layout.n :]))
-    merits = _merit(program, transcription, rolled, penalty)
+    merits = _merit(program, rolled, penalty)
     merits = xp.where((merits <= allowed) & ~xp.isnan(merits), merits, xp.zeros_like(merits) + np.inf)
     least = xp.min(merits, axis=0)
     first = (merits == least) & (least < reached)
@@ -254,14 +287,14 @@ def _bent(program: Program, transcription: Transcription, trials: Any, penalty: 
     return xp.where((least < reached)[None, :, None], moved, target)
 
 
-def _merit(program: Program, transcription: Transcription, tau: Any, penalty: Any) -> Any:
+def _merit(program: Program, tau: Any, penalty: Any) -> Any:
     layout = program.layout
     n, before = layout.n, tau[..., :-1, :, :]
     f = program.dynamics(before) if layout.stages > 1 else None
     g = None if program.constraints is None else program.constraints(tau)
     h = None if program.terminal_constraints is None else program.terminal_constraints(tau[..., -1:, :, :n])
     held = excess(program, tau, f, g, h)
-    return objective(program, transcription, tau, held) + penalty * _violation(layout, held)
+    return objective(program, tau, held) + penalty * _violation(layout, held)
 
 
 def _violation(layout: Any, held: Any) -> Any:

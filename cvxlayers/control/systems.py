@@ -13,6 +13,7 @@ from typing import Any
 from cvxlayers.backend import Verbs, backend_of
 
 Params = Mapping[str, Any]
+ROUNDING = 1e-9  # how far beyond a limit, relative to it, a control still counts as within
 
 PENDULUM: Params = MappingProxyType(
     {"gravity": 10.0, "mass": 1.0, "length": 1.0, "damping": 0.0, "wind": 0.0, "max_torque": 2.0, "dt": 0.05}
@@ -117,7 +118,9 @@ def _parts(defaults: Params, params: Params | None, x: Any, u: Any, n: int, m: i
 
 
 def _clipped(verbs: Verbs, u: Any, bound: Any) -> Any:
+    """u between -bound and bound; at the bounds themselves, where controllers like to be, it moves with u."""
     if bound is None:
         return u
-    bound = verbs.asarray(bound, u) + verbs.xp.zeros_like(u)
-    return verbs.xp.maximum(verbs.xp.minimum(u, bound), -bound)
+    xp, bound = verbs.xp, verbs.asarray(bound, u)
+    inside = bound * (1 + ROUNDING)
+    return xp.where(u > inside, bound + xp.zeros_like(u), xp.where(u < -inside, -bound + xp.zeros_like(u), u))

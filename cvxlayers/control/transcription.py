@@ -28,7 +28,7 @@ from cvxlayers.program import Pattern
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes: T stages, n states, m controls, ``path`` and ``terminal`` constraints; which bounds there are; how soft and slew are meant."""
+    """Sizes: T stages, n states, m controls, ``path`` and ``terminal`` constraints; which bounds there are; the kinds of soft and slew."""
 
     stages: int
     n: int
@@ -36,15 +36,14 @@ class Layout:
     path: int
     terminal: int
     bounds: tuple[str, ...]
-    soft: tuple[str, float] | None
-    slew: tuple[str, Any] | None
+    soft: str | None
+    slew: str | None
 
     @property
     def groups(self) -> dict[str, tuple[int, int]]:
         """The groups of rows in their order, (stages, width) each; empty ones left out."""
         T, n, m = self.stages, self.n, self.m
-        slacks = self.soft is not None and self.soft[0] == "l1"
-        bounded = self.slew is not None and self.slew[0] == "bound"
+        slacks, bounded = self.soft == "l1", self.slew == "bound"
         sizes = {
             "initial": (1, n),
             "dynamics": (T - 1, n),
@@ -110,37 +109,49 @@ class Transcription:
         size = first_slack + layout.slacks
         A, self._A = _matrix(triples, (row, size))
 
-        # Values of P: the soft constraints' weight, the slew's (m,) negated, then H (T, s, s).
+        # Values of P: the weights of quadratic soft constraints, those of a quadratic slew (m,) negated, then H (T, s, s).
+        self._slack_weights = np.concatenate([np.tile(np.arange(path), T), path + np.arange(last)]).astype(np.int64)
+        slew_at = path + last if layout.soft == "quadratic" else 0
+        self._H_at = slew_at + (m if layout.slew == "quadratic" else 0)
         a, b = np.triu_indices(s)
-        triples = [(t[:, None] * s + a, t[:, None] * s + b, 1 + m + t[:, None] * s * s + a * s + b)]
-        if layout.soft is not None and layout.soft[0] == "quadratic":
-            triples.append((first_slack + np.arange(layout.slacks), first_slack + np.arange(layout.slacks), 0))
-        if layout.slew is not None and layout.slew[0] == "quadratic":
-            triples.append((u[:-1], u[1:], 1 + np.arange(m)))
+        triples = [(t[:, None] * s + a, t[:, None] * s + b, self._H_at + t[:, None] * s * s + a * s + b)]
+        if layout.soft == "quadratic":
+            triples.append((first_slack + np.arange(layout.slacks), first_slack + np.arange(layout.slacks), self._slack_weights))
+        if layout.slew == "quadratic":
+            triples.append((u[:-1], u[1:], slew_at + np.arange(m)))
         P, self._P = _matrix(triples, (size, size))
         self.pattern = Pattern(size, row, P.indices, P.indptr, A.indices, A.indptr, cone)
 
-    def program(self, H: Any, c: Any, F: Any, G: Any, E: Any, b: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    @property
+    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of P's stored values in H (T, s, s), and of A's in F (T-1, n, s); -1 for values that are not from there."""
+        layout = self.layout
+        first, size = self._H_at, (layout.stages - 1) * layout.n * (layout.n + layout.m)
+        H, F = self._P - first, self._A - 2
+        return np.where(H >= 0, H, -1), np.where((F >= 0) & (F < size), F, -1)
+
+    def program(
+        self, H: Any, c: Any, F: Any, G: Any, E: Any, b: Mapping[str, Any], weights: Mapping[str, Any] | None = None
+    ) -> tuple[Any, Any, Any, Any]:
         """P, q, A, b from H (T, B, s, s), c (T, B, s), F (T-1, B, n, s), G (T, B, path, s), E (1, B, terminal, n), b by groups of rows.
 
-        An axis of stages or rows may have size one. Arrays that all rows share stay without a batch axis.
+        ``weights`` holds those of "soft" (1, B, path + terminal) and "slew" (1, B, m) where there are such. An axis of stages or rows may
+        have size one. Arrays that all rows share stay without a batch axis.
         """
         layout, verbs = self.layout, backend_of(c).verbs
-        xp, T, m = verbs.xp, layout.stages, layout.m
-        weight = verbs.asarray([layout.soft[1] if layout.soft is not None else 0.0], c)
-        slew = verbs.asarray(self.slew_weights(), c)
-        if layout.slew is not None and layout.slew[0] == "quadratic":
-            neighbours = np.ones(T) * 2
+        xp, T, weights = verbs.xp, layout.stages, weights or {}
+        quadratic = [_rows(xp, weights["soft"], 1)] if layout.soft == "quadratic" else []
+        if layout.slew == "quadratic":
+            slew, neighbours = weights["slew"], np.ones((T, 1, 1, 1)) * 2
             neighbours[0] -= 1
             neighbours[-1] -= 1
-            extra = np.zeros((T, 1, layout.n + m, layout.n + m))
-            extra[:, 0, range(layout.n, layout.n + m), range(layout.n, layout.n + m)] = neighbours[:, None] * self.slew_weights()
-            H = H + verbs.asarray(extra, H)
-        flat = [_rows(xp, H, T)]
-        P = _chosen(xp, [weight, -slew, *flat], self._P)
+            unit = verbs.asarray(np.eye(layout.n + layout.m)[:, layout.n :], H)
+            H = H + verbs.asarray(neighbours, H) * xp.matmul(unit * slew[..., None, :], xp.matrix_transpose(unit))
+            quadratic.append(-_rows(xp, slew, 1))
+        P = _chosen(xp, [*quadratic, _rows(xp, H, T)], self._P)
         linear = [_rows(xp, c, T)]
         if layout.slacks:
-            linear.append(verbs.asarray(np.full(layout.slacks, layout.soft[1] if layout.soft and layout.soft[0] == "l1" else 0.0), c))
+            linear.append(self.slack_costs(c, weights["soft"]))
         q = _joined(xp, linear)
         if len(q.shape) == 1:  # one array at least tells the number of rows
             q = xp.broadcast_to(q, (b["initial"].shape[1], q.shape[0]))
@@ -156,11 +167,17 @@ class Transcription:
         xp = backend_of(b["initial"]).verbs.xp
         return _joined(xp, [_rows(xp, b[name], count) for name, (count, _) in self.layout.groups.items()])
 
-    def slew_weights(self) -> np.ndarray:
-        """The weights (m,) of a quadratic penalty on u_t - u_{t-1}, zero without."""
-        slew = self.layout.slew
-        weight = slew[1] if slew is not None and slew[0] == "quadratic" else 0.0
-        return np.array(np.broadcast_to(np.asarray(weight, dtype=float), (self.layout.m,)))
+    def slack_costs(self, like: Any, soft: Any) -> Any:
+        """What slacks cost, (B or none, slacks): their weights in the l1 norm, nothing where their squares are in P."""
+        verbs = backend_of(like).verbs
+        if self.layout.soft != "l1":
+            return verbs.asarray(np.zeros(self.layout.slacks), like)
+        return self.slack_weights(soft)
+
+    def slack_weights(self, soft: Any) -> Any:
+        """The weight of each slack, (B or none, slacks)."""
+        verbs = backend_of(soft).verbs
+        return verbs.take(_rows(verbs.xp, soft, 1), self._slack_weights)
 
     def parted(self, y: Any) -> dict[str, Any]:
         """The groups of y (B, m), (stages, B, width) each."""

@@ -10,15 +10,55 @@ import numpy as np
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
-from cvxlayers.backend import Symmetric, Verbs
+from cvxlayers.backend import Symmetric, Verbs, unrolled_scan
 from cvxlayers.host import HostMap
 from cvxlayers.jax.layers import Mapped
 
 
 def _constant(f: Any, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
-    """`jax.closure_convert` also makes what f reaches by closure a constant: a while loop inside could not be differentiated."""
+    """Where values are at hand f runs on them: traced anew in every call, its loops would be compiled anew in every call.
+
+    `jax.closure_convert` also makes what f reaches by closure a constant: a while loop inside could not be differentiated.
+    """
+    arrays = tuple(map(jax.lax.stop_gradient, arrays))
+    if not _traced(arrays):
+        try:
+            found = f(*arrays)
+            if not _traced(found):
+                return tuple(found)
+        except Reached:
+            pass
     pure, reached = jax.closure_convert(f, *arrays)
-    return tuple(map(jax.lax.stop_gradient, pure(*map(jax.lax.stop_gradient, arrays), *map(jax.lax.stop_gradient, reached))))
+    return tuple(map(jax.lax.stop_gradient, pure(*arrays, *map(jax.lax.stop_gradient, reached))))
+
+
+class Reached(Exception):
+    """A loop over values at hand has met a traced one, which came by closure."""
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _loop(going: Any, body: Any, state: tuple) -> tuple:
+    """In Python where values are at hand: there a `while_loop` of new functions is compiled in every call."""
+    if _traced(state):
+        return jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state))
+    while True:
+        more = going(*state)
+        if _traced(more):
+            raise Reached
+        if not more:
+            return tuple(state)
+        state = body(*state)
+        if _traced(state):
+            raise Reached
+
+
+def _scan(body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+    if _traced((carry, tuple(xs))):
+        return jax.lax.scan(body, carry, tuple(xs))
+    return unrolled_scan(jnp.stack)(body, carry, tuple(xs))
 
 
 def _linear(f: Any, transposed: Any, product: Any, ranks: Any, *arrays: Any) -> Any:
@@ -38,6 +78,19 @@ def _symmetric(system: Symmetric, held: Any, p: Any, b: Any) -> Any:
     held, at = jax.lax.stop_gradient((tuple(held), tuple(p)))
     solve = lambda _, given: ravel_pytree(tuple(system.solve(held, at, parted(given))))[0]  # noqa: E731
     return parted(jax.lax.custom_linear_solve(matvec, flat, solve, symmetric=True))
+
+
+def _projection(find: Any, move: Any, x: Any) -> Any:
+    at = jax.lax.stop_gradient(x)
+    value = None if _traced(at) else find(at)  # where values are at hand, found once
+    projected = jax.custom_jvp(find if value is None else lambda x: value)
+
+    @projected.defjvp
+    def rule(primals: Any, tangents: Any) -> Any:
+        y = projected(*primals)
+        return y, move(y, tangents[0], True)
+
+    return projected(x)
 
 
 def _called_on_host(f: Any, like: Any, *arrays: Any) -> Any:
@@ -72,11 +125,12 @@ VERBS = Verbs(
     stop=jax.lax.stop_gradient,
     take=lambda x, indices: x[..., indices],
     vjp=jax.vjp,
-    loop=lambda going, body, state: jax.lax.while_loop(lambda s: going(*s), lambda s: tuple(body(*s)), tuple(state)),
-    scan=lambda body, carry, xs: jax.lax.scan(body, carry, tuple(xs)),
+    loop=_loop,
+    scan=_scan,
     constant=_constant,
     linear=_linear,
     symmetric=_symmetric,
+    projection=_projection,
     known=lambda x: None if isinstance(x, Tracer) else np.asarray(x),
     vmap=jax.vmap,
     host=_called_on_host,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, lane, load, select, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, lane, load, select, store
 from cvxlayers.kernels.rows import blocks_of, gather, scatter
 from cvxlayers.kernels.threads import run
 
@@ -89,7 +89,7 @@ def _factor_blocks(
             convex[LANES * block + j] = lane(good, j) == 1.0
 
 
-@compiled
+@inner
 def _eliminate(n: Compiled, m: Compiled, Q: Compiled, lower: Compiled, right: Compiled, good: Compiled) -> Compiled:
     """right = Q_uu^-1 [Q_ux, I] by LDL' = Q_uu; zero in the lanes of ``good`` where a pivot is not positive."""
     s = n + m

@@ -29,7 +29,8 @@ NO_EXPORT = "A SavedModel cannot hold this layer, which calls the host: save the
 class Call:
     """One call of a map: its parameters as tensors, those ``at`` which there were tensors, and what comes back beside the outputs."""
 
-    info: Info
+    info: Info  # in eager mode
+    status: Any
 
     def __init__(self, core: HostMap, params: Sequence[Any], options: Options) -> None:
         check_count(core.inputs, params)
@@ -64,6 +65,7 @@ class Call:
         if not self.eager and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
             raise ValueError("XLA cannot hold this layer, which calls the host: use tf.function without jit_compile=True.")
         found = on_host(self._forward, self.params, [*self.specs, *self.state])
+        self.status = self.info.status if self.eager else found[-1][..., -1]
         return self._tied(found[: len(self.specs)], Rule.solution(self.core), [self.params], found[len(self.specs) :])
 
     def _forward(self, params: Sequence[np.ndarray]) -> list[Any]:

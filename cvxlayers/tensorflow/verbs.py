@@ -99,6 +99,18 @@ def _system(system: Symmetric, held: Sequence[Any], p: Sequence[Any], b: Sequenc
     return tuple(tie([tf.stop_gradient(v) for v in values], [*p, *b], pull))
 
 
+def _projection(find: Callable, move: Callable, x: Any) -> Any:
+    """Found again for the rule where an outer tape watches, as in `_system`."""
+    x = tf.convert_to_tensor(x)
+    value = tf.stop_gradient(find(tf.stop_gradient(x)))
+
+    def pull(g: Any) -> list[Any]:
+        watched = recording()
+        return [move(_projection(find, move, x) if watched else value, tf.convert_to_tensor(g), watched)]
+
+    return tie([value], [x], pull)[0]
+
+
 def _known(x: Any) -> np.ndarray | None:
     return x.numpy() if hasattr(x, "numpy") and tf.executing_eagerly() else None
 
@@ -112,7 +124,7 @@ def _normal(seed: Any, shape: Sequence[int], like: Any) -> Any:
 def _called(core: HostMap, *params: Any, return_info: bool = False, **options: Any) -> Any:
     call = Call(core, params, Options(**options))
     outputs = tuple(call.solve())
-    return (outputs, call.info) if return_info else outputs
+    return (outputs, SimpleNamespace(status=call.status)) if return_info else outputs
 
 
 VERBS = Verbs(
@@ -126,6 +138,7 @@ VERBS = Verbs(
     constant=_constant,
     linear=_linear_map,
     symmetric=_system,
+    projection=_projection,
     known=_known,
     vmap=None,
     host=_called_on_host,

@@ -125,6 +125,34 @@ class _Symmetric(torch.autograd.Function):
         return found, (0,) * len(found)
 
 
+class _Projection(torch.autograd.Function):
+    """A projection of rows whose derivative is a function of its value."""
+
+    @staticmethod
+    def forward(find: Any, move: Any, x: Tensor) -> Tensor:
+        return find(x.detach())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.move = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        return None, None, ctx.move(ctx.saved_tensors[0], given[0], torch.is_grad_enabled() or nested())
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            (y,), (d,) = primals(ctx.saved_tensors), primals(given[2:])
+            return ctx.move(y, d, True)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, find: Any, move: Any, x: Tensor) -> Any:
+        return _Projection.apply(find, move, x.movedim(in_dims[2], 0)), 0
+
+
 def _split(arrays: Sequence[Any], sizes: tuple[int, int]) -> tuple[tuple[Any, ...], ...]:
     return tuple(arrays[: sizes[0]]), tuple(arrays[sizes[0] : sum(sizes)]), tuple(arrays[sum(sizes) :])
 
@@ -166,6 +194,7 @@ VERBS = Verbs(
     constant=_Constant.apply,
     linear=lambda f, transposed, product, ranks, *arrays: _Linear.apply((f, transposed), ranks, *arrays),
     symmetric=_symmetric,
+    projection=_Projection.apply,
     known=_known,
     vmap=torch.func.vmap,
     host=_on_host,
