@@ -1,9 +1,10 @@
-"""The measurements behind `cvxlayers.solvers.choose`: time of Clarabel over time of DAQP on linear and quadratic programs.
+"""The measurements behind `cvxlayers.solvers.choose`: CPU time per row of every solver for linear and quadratic programs.
 
-    python benchmarks/choose_solver.py [--quick]
+    python benchmarks/choose_solver.py [--quick] [--solvers NAME ...]
 
-Prints one line per program: sizes, density, the median ratio over paired runs with its quartiles, and what `choose` takes. Above one,
-DAQP is faster. Writes nothing.
+Prints one line per program and batch size: sizes, density of A, microseconds of process CPU time per row on one thread (the fewest of
+several runs), the fastest solver, and what `choose` takes. A star marks rows that failed. A solver that was thirty times slower than the
+fastest at one size is not asked again at larger ones. Writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from cvxlayers.products import Products
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import choose, get
 
-ROWS, REPEATS = 4, 5
+ROWS = 64
+SOLVERS = ("ACTIVE_SET", "INTERIOR", "DAQP", "CLARABEL")
+TOGETHER = ("ACTIVE_SET", "INTERIOR")
+"""Solvers that are asked for all rows; the others take them one by one, and of large programs a few are enough."""
+FEW, SMALL = 4, 40
+HOPELESS = 30.0
+
+Case = tuple[str, Pattern, ConeProgram]
 
 
 def random_program(rng: np.random.Generator, n: int, density: float, quadratic: bool) -> tuple[Pattern, ConeProgram]:
@@ -34,7 +42,7 @@ def random_program(rng: np.random.Generator, n: int, density: float, quadratic: 
         root = sp.random_array((n, n), density=density, rng=rng, data_sampler=rng.standard_normal)
         P = sp.csc_matrix(root @ root.T + 0.1 * sp.eye_array(n))
     pattern = Pattern.of(P, A, Product((NonNegative(4 * n),)))
-    return _rows(rng, pattern, sp.csc_matrix(sp.triu(P)), sp.csc_matrix(A), zero=0)
+    return _rows(rng, pattern, sp.csc_matrix(sp.triu(P)), sp.csc_matrix(A))
 
 
 def simplex(rng: np.random.Generator, n: int) -> tuple[Pattern, ConeProgram]:
@@ -60,53 +68,66 @@ def total_variation(rng: np.random.Generator, n: int) -> tuple[Pattern, ConeProg
     return pattern, ConeProgram(ones, q, np.tile(A.data, (ROWS, 1)), np.zeros((ROWS, pattern.m)))
 
 
-def _rows(rng: np.random.Generator, pattern: Pattern, P: sp.csc_matrix, A: sp.csc_matrix, zero: int) -> tuple[Pattern, ConeProgram]:
+def _rows(rng: np.random.Generator, pattern: Pattern, P: sp.csc_matrix, A: sp.csc_matrix) -> tuple[Pattern, ConeProgram]:
     values = A.data * (1 + 0.1 * rng.standard_normal((ROWS, pattern.nnzA)))
     inside, slack = rng.uniform(-0.5, 0.5, (ROWS, pattern.n)), rng.random((ROWS, pattern.m))
-    slack[:, :zero] = 0
     b = Products.of(pattern).A(values, inside) + slack
     return pattern, ConeProgram(np.tile(P.data, (ROWS, 1)), rng.standard_normal((ROWS, pattern.n)), values, b)
 
 
-def programs(quick: bool) -> Iterator[tuple[str, Pattern, ConeProgram]]:
-    """The table of programs."""
+def families(quick: bool) -> Iterator[Iterator[Case]]:
+    """Families of programs by growing size."""
     rng = np.random.default_rng(0)
-    sizes = (10, 30) if quick else (10, 30, 100, 200, 400)
-    for density in (1.0, 0.1):
-        for quadratic in (True, False):
-            for n in sizes:
-                if n * density >= 3:
-                    yield f"{'QP' if quadratic else 'LP'}, {density:.0%} full, n = {n}", *random_program(rng, n, density, quadratic)
-    for n in sizes:
-        yield f"simplex, n = {n}", *simplex(rng, n)
-    for n in sizes[:3]:
-        yield f"total variation, n = {n}", *total_variation(rng, n)
+    sizes = (2, 10, 40) if quick else (2, 5, 10, 20, 40, 80, 150, 300)
+    for kind in ("QP", "LP"):
+        for density in (0.05, 0.2, 0.5, 1.0):
+            yield (
+                (f"{kind} {density:4.0%} n = {n}", *random_program(rng, n, density, kind == "QP"))
+                for n in sizes
+                if n * density >= 2 or (n == 2 and density == 1.0)
+            )
+    yield ((f"simplex n = {n}", *simplex(rng, n)) for n in sizes)
+    yield ((f"total variation n = {n}", *total_variation(rng, n)) for n in sizes[:-2])
 
 
-def ratio(pattern: Pattern, program: ConeProgram) -> np.ndarray:
-    """Quartiles of the paired ratios of times, Clarabel over DAQP."""
-    solvers = [get(name, None, pattern)[0] for name in ("CLARABEL", "DAQP")]
-    samples = []
-    for _ in range(REPEATS):
-        times = []
-        for solver in solvers:
-            began = time.perf_counter()
-            solver.solve(pattern, program)
-            times.append(time.perf_counter() - began)
-        samples.append(times[0] / times[1])
-    return np.percentile(samples, (25, 50, 75))
+def microseconds(name: str, pattern: Pattern, program: ConeProgram, rows: int) -> tuple[float, bool]:
+    """CPU time per row of a batch, and whether all rows were solved."""
+    rows = rows if name in TOGETHER or pattern.n <= SMALL else min(rows, FEW)
+    part = ConeProgram(*(np.ascontiguousarray(values[:rows]) for values in vars(program).values()))
+    solver = get(name, {"n_jobs_forward": 1}, pattern)[0]
+    good = bool((solver.solve(pattern, part).status <= 1).all())
+    best, spent, runs = np.inf, 0.0, 0
+    while runs < 2 or (spent < 0.1 and runs < 50):
+        began = time.process_time()
+        solver.solve(pattern, part)
+        best, spent, runs = min(best, time.process_time() - began), spent + time.process_time() - began, runs + 1
+        if spent > 2.0:
+            break
+    return best / rows * 1e6, good
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    table = list(programs(parser.parse_args().quick))
-    lines = []
-    for name, pattern, program in tqdm(table):
-        low, middle, high = ratio(pattern, program)
-        lines.append(f"{name:28} m = {pattern.m:5}  Clarabel/DAQP {middle:6.2f} ({low:.2f}-{high:.2f})  choose: {choose(pattern)}")
-    print("\n".join(lines))
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS)
+    arguments = parser.parse_args()
+    print(
+        f"{'program':27}{'m':>5}{'nnz(A)/nm':>11}{'batch':>6}" + "".join(f"{name:>12}" for name in arguments.solvers) + "  fastest, choose"
+    )
+    for family in families(arguments.quick):
+        asked = {rows: list(arguments.solvers) for rows in (ROWS, 1)}
+        for name, pattern, program in tqdm(family, leave=False):
+            for rows in (ROWS, 1):
+                found = {solver: microseconds(solver, pattern, program, rows) for solver in asked[rows]}
+                fastest = min(found, key=lambda solver: found[solver][0])
+                columns = "".join(
+                    f"{found[solver][0]:11.1f}{' ' if found[solver][1] else '*'}" if solver in found else f"{'-':>11} "
+                    for solver in arguments.solvers
+                )
+                density = pattern.nnzA / (pattern.n * pattern.m)
+                tqdm.write(f"{name:27}{pattern.m:5}{density:11.3f}{rows:6}{columns}  {fastest}, {choose(pattern)}")
+                asked[rows] = [solver for solver in found if found[solver][0] < HOPELESS * found[fastest][0]]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SOLVERS = [
     ("DAQP", 1e-11, 1e-9),
     ("MOREAU", 2e-8, 1e-5),
     ("INTERIOR", 1e-8, 1e-5),
+    ("ACTIVE_SET", 1e-11, 1e-9),
 ]
 NAMES = [name for name, _, _ in SOLVERS]
 
@@ -199,6 +200,7 @@ LIMITS = [
     ("DAQP", {}),
     ("MOREAU", {}),
     ("INTERIOR", {}),
+    ("ACTIVE_SET", {}),
 ]
 
 
@@ -268,7 +270,7 @@ def test_nonsense_is_a_status(name):
 # closed forms
 
 
-@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DAQP", "MOREAU", "INTERIOR"])
+@pytest.mark.parametrize("name", ["CLARABEL", "SCS", "DAQP", "MOREAU", "INTERIOR", "ACTIVE_SET"])
 def test_projection_on_the_simplex(name):
     rng = np.random.default_rng(1)
     c = rng.standard_normal(6)
@@ -447,12 +449,16 @@ def optimal(rng, kind):
 HARD = ("integer", "degenerate", "singular", "integer_singular", "diagonal", "redundant", "bound", "rows", "large", "tiny")
 
 
+ACTIVE = ("DAQP", "ACTIVE_SET")
+
+
+@pytest.mark.parametrize("name", ACTIVE)
 @pytest.mark.parametrize("kind", HARD)
-def test_active_set_on_hard_programs(kind):
+def test_active_set_on_hard_programs(kind, name):
     rng = np.random.default_rng(HARD.index(kind))
     for _ in range(40):
         (pattern, program), _ = optimal(rng, kind)
-        solution = get("DAQP", None, pattern)[0].solve(pattern, program)
+        solution = get(name, None, pattern)[0].solve(pattern, program)
         assert solution.status[0] == Status.SOLVED
         P, q, A, b = dense(pattern, program, 0)
         x, y, s = solution.x[0], solution.y[0], solution.s[0]
@@ -461,13 +467,14 @@ def test_active_set_on_hard_programs(kind):
         assert (s >= 0).all() and (y * s == 0).all() and (y[pattern.cone.cones[0].dim :] >= -1e-12 * np.abs(y).max()).all()
 
 
+@pytest.mark.parametrize("name", ACTIVE)
 @pytest.mark.parametrize("kind", HARD[:7])
-def test_active_set_agrees_with_interior_points(kind):
+def test_active_set_agrees_with_interior_points(kind, name):
     rng = np.random.default_rng(100 + HARD.index(kind))
     for _ in range(15):
         (pattern, program), _ = optimal(rng, kind)
         P, q, _, _ = dense(pattern, program, 0)
-        x, z = (get(name, None, pattern)[0].solve(pattern, program).x[0] for name in ("DAQP", "CLARABEL"))
+        x, z = (get(solver, None, pattern)[0].solve(pattern, program).x[0] for solver in (name, "CLARABEL"))
         value = [q @ v + 0.5 * v @ P @ v for v in (x, z)]
         assert abs(value[0] - value[1]) < 1e-6 * (1 + abs(value[1]))
         assert np.abs(P @ (x - z)).max() < 1e-3 * (1 + np.abs(P @ z).max())  # Px is unique where x is not
@@ -503,12 +510,13 @@ def falling(rng):
     return row(F @ F.T, q, A, b, Product((Zero(equations), NonNegative(m - equations))))
 
 
+@pytest.mark.parametrize("name", ACTIVE)
 @pytest.mark.parametrize("make, status", [(farkas, Status.PRIMAL_INFEASIBLE), (falling, Status.DUAL_INFEASIBLE)])
-def test_active_set_knows_what_has_no_solution(make, status):
+def test_active_set_knows_what_has_no_solution(make, status, name):
     rng = np.random.default_rng(9)
     for _ in range(100):
         pattern, program = make(rng)
-        assert get("DAQP", None, pattern)[0].solve(pattern, program).status[0] == status
+        assert get(name, None, pattern)[0].solve(pattern, program).status[0] == status
 
 
 def test_polishing_returns_to_the_optimum():
@@ -522,16 +530,18 @@ def test_polishing_returns_to_the_optimum():
         assert scaled.error(*scaled.polished(*off)) < 1e-12 < 1e-8 < scaled.error(*off)
 
 
-def test_a_failed_active_set_shows_no_memory():
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_failed_active_set_shows_no_memory(name):
     pattern, program, _ = feasible("linear", True)
-    solution = get("DAQP", {"max_iters": 1}, pattern)[0].solve(pattern, program)
+    solution = get(name, {"max_iters": 1}, pattern)[0].solve(pattern, program)
     assert (solution.status == Status.ITERATION_LIMIT).all()
     assert all(np.isnan(part).all() for part in (solution.x, solution.y, solution.s))
 
 
-def test_active_set_refuses_a_saddle():
+@pytest.mark.parametrize("name", ACTIVE)
+def test_active_set_refuses_a_saddle(name):
     pattern, program = row(-np.eye(2), [1, 1], -np.eye(2), [0, 0], Product((NonNegative(2),)))
-    assert not Status(get("DAQP", None, pattern)[0].solve(pattern, program).status[0]).ok
+    assert not Status(get(name, None, pattern)[0].solve(pattern, program).status[0]).ok
 
 
 def test_interior_points_fall_back_when_asked_for_too_much():
@@ -569,14 +579,34 @@ def test_others_ignore_a_start(name):
 
 
 def test_choose_by_pattern():
-    dense_qp, _, _ = feasible("linear", True)
-    assert choose(dense_qp) == "DAQP"
-    assert choose(feasible("second_order", True)[0]) == choose(feasible("all", True)[0]) == "CLARABEL"
-    band = sp.eye(300) - sp.eye(300, k=1)
-    assert choose(Pattern.of(sp.eye(300), band, Product((NonNegative(300),)))) == "CLARABEL"
-    assert choose(Pattern.of(sp.eye(100), np.ones((50, 100)), Product((NonNegative(50),)))) == "DAQP"
-    assert choose(Pattern.of(sp.eye(500), np.ones((50, 500)), Product((NonNegative(50),)))) == "CLARABEL"
-    assert choose(Pattern.of(sp.eye(500), np.zeros((0, 500)), Product(()))) == "CLARABEL"
+    def quadratic(n, m, density=1.0):
+        rng = np.random.default_rng(0)
+        A = sp.random_array((m, n), density=density, rng=rng)
+        return Pattern.of(sp.random_array((n, n), density=density, rng=rng) + sp.eye(n), A, Product((NonNegative(m),)))
+
+    def linear(n, m, density=1.0):
+        return Pattern.of(
+            np.zeros((n, n)), sp.random_array((m, n), density=density, rng=np.random.default_rng(0)), Product((NonNegative(m),))
+        )
+
+    def banded(n):
+        return Pattern.of(sp.eye(n), sp.eye(n) - sp.eye(n, k=1), Product((NonNegative(n),)))
+
+    def semidefinite(order):
+        dim = order * (order + 1) // 2
+        return Pattern.of(sp.eye(dim), -sp.eye(dim), Product((Semidefinite(order),)))
+
+    assert choose(feasible("linear", True)[0]) == "ACTIVE_SET"
+    assert choose(feasible("second_order", True)[0]) == choose(feasible("all", True)[0]) == "INTERIOR"
+    table = {
+        "ACTIVE_SET": [quadratic(100, 150), quadratic(300, 600, 0.2), quadratic(400, 100), linear(20, 60), linear(100, 200), banded(50)],
+        "INTERIOR": [banded(300), banded(20000), quadratic(200, 400, 0.01), linear(100, 300, 0.1), semidefinite(30)],
+        "CLARABEL": [linear(400, 600), quadratic(800, 1600, 0.1), banded(40000), semidefinite(31)],
+    }
+    for name, patterns in table.items():
+        assert [choose(pattern) for pattern in patterns] == [name] * len(patterns)
+    assert choose(Pattern.of(sp.eye(500), np.zeros((0, 500)), Product(()))) == "INTERIOR"
+    assert choose(Pattern.of(np.zeros((1, 1)), np.zeros((0, 1)), Product(()))) == "ACTIVE_SET"
     for kind in CONES:
         pattern = feasible(kind, True)[0]
         solver, ignored = get(None, None, pattern)

@@ -1,12 +1,14 @@
 """Solvers of the cone program, and how to choose one.
 
 A solver takes a batch of programs that share one pattern, minimize 1/2 x'Px + q'x subject to Ax + s = b, s in K, and returns (x, y, s)
-with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Seven exist, one file each:
+with one status per row; no row's result depends on its neighbours, and no row's failure is another's. Eight exist, one file each:
 
-- ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives. The default.
-- ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; the default where the program is small or dense.
+- ``ACTIVE_SET``: this library's own dual active set, compiled, for small or dense programs with linear constraints: exact to rounding;
+  rows that share their matrices share one factorization. The default there.
 - ``INTERIOR``: this library's own interior points, compiled, every cone (semidefinite ones up to order 30), quadratic objectives; made
-  for batches: eight rows at a time in the lanes of a processor's registers, and blocks of rows over all cores.
+  for batches: eight rows at a time in the lanes of a processor's registers, and blocks of rows over all cores. The default elsewhere.
+- ``CLARABEL`` (Clarabel): interior points, every cone, quadratic objectives. The default for very large programs.
+- ``DAQP`` (DAQP): a dual active set for linear constraints, exact to rounding; in the place of ACTIVE_SET where numba cannot load.
 - ``SCS`` (SCS): operator splitting, every cone, quadratic objectives. The one with a warm start, and the one for very large programs;
   its accuracy costs iterations.
 - ``ECOS`` (ECOS, GPL; the extra ``ecos``): interior points for linear, second-order and exponential cones.
@@ -23,24 +25,38 @@ them when the layer is built, not in a call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from cvxlayers.compiled import kernels
 from cvxlayers.cones import NonNegative, Semidefinite, Zero
-from cvxlayers.errors import warn
 from cvxlayers.program import Pattern
 from cvxlayers.solvers.base import Solver, map_rows
 from cvxlayers.solvers.settings import configure
 
 REGISTRY = MappingProxyType(
-    {"CLARABEL": "Clarabel", "DAQP": "DAQP", "SCS": "SCS", "ECOS": "ECOS", "DIFFCP": "DIFFCP", "MOREAU": "Moreau", "INTERIOR": "Interior"}
+    {
+        "CLARABEL": "Clarabel",
+        "DAQP": "DAQP",
+        "SCS": "SCS",
+        "ECOS": "ECOS",
+        "DIFFCP": "DIFFCP",
+        "MOREAU": "Moreau",
+        "INTERIOR": "Interior",
+        "ACTIVE_SET": "ActiveSet",
+    }
 )
 """Every solver's name and its class, which lives in the file of that name and imports its package when first used."""
 
 FILES = MappingProxyType({"INTERIOR": "interior_cpu"})
 """The files of solvers that do not bear their names."""
+
+COMPILED = MappingProxyType({"INTERIOR": "CLARABEL", "ACTIVE_SET": "DAQP"})
+"""The solvers that numba compiles, and what takes their place where it cannot load."""
+
+INTERIOR_ORDER = 30
+"""The largest semidefinite cone that INTERIOR takes."""
 
 EXTRAS = frozenset({"ECOS", "DIFFCP", "MOREAU"})
 """The solvers that an extra of that name installs."""
@@ -90,19 +106,8 @@ def get(name: str | None, solver_args: Mapping[str, Any] | None = None, pattern:
 
 
 def _serving(name: str) -> type[Solver]:
-    """The solver that was chosen; Clarabel in the place of INTERIOR where numba cannot load, which is said once."""
-    if name != "INTERIOR":
-        return find(name)
-    try:
-        return find(name)
-    except ImportError as error:
-        _warn_once(f"numba cannot be loaded ({error}); the solver CLARABEL takes the place of INTERIOR, more slowly")
-        return find("CLARABEL")
-
-
-@cache
-def _warn_once(message: str) -> None:
-    warn(message, RuntimeWarning)
+    """The solver that was chosen; where numba cannot load, another in the place of one that it compiles."""
+    return find(COMPILED[name] if name in COMPILED and kernels("disk") is None else name)
 
 
 def lacks(cls: type[Solver], pattern: Pattern) -> str:
@@ -125,15 +130,27 @@ def _can(name: str, pattern: Pattern) -> bool:
 
 
 def choose(pattern: Pattern) -> str:
-    """The name of the solver for a pattern: from its cones, sizes and density alone, so that a batch is solved as its rows are."""
-    if not pattern.cone.kinds <= {Zero, NonNegative}:
-        return "CLARABEL"
-    # Measured by benchmarks/choose_solver.py, time of Clarabel over time of DAQP: dense QPs 2.7 at n = 10, 9 at 30, 16 at 100, 8 at 400;
-    # dense LPs 2 to 6. With a tenth of the entries 1.3 to 3.7 for QPs, but 0.8 to 0.3 for LPs from n = 100 on. Where structure leaves a
-    # few entries per row: simplex 1.5 at n = 30, 0.6 at 100, 0.04 at 400; total variation 1.4 at n = 10, 0.7 at 30.
-    small = pattern.n <= 40 and pattern.m <= 160
-    dense = pattern.n <= 400 and pattern.m <= 1600 and pattern.nnzA >= 0.15 * pattern.n * pattern.m > 0
-    return "DAQP" if small or dense else "CLARABEL"
+    """The name of the solver for a pattern: from its cones, sizes and density alone, so that a batch is solved as its rows are.
+
+    An active set costs about n (n + m) a step however sparse the program is, and takes about as many steps as constraints are active.
+    Interior points cost what the fill of K costs, some ten or twenty times, and INTERIOR gives that to eight rows at once, needed or not.
+    """
+    n, m, entries = pattern.n, pattern.m, pattern.nnzP + pattern.nnzA
+    order = max((cone.order for cone in pattern.cone.cones if isinstance(cone, Semidefinite)), default=0)
+    # Measured by benchmarks/choose_solver.py, microseconds a row (ACTIVE_SET / INTERIOR / CLARABEL, 64 rows): QPs with all entries 9.4 /
+    # 105 / 500 at n = 20, 327 / 2090 / - at 80, 23700 / 197000 / - at 300; a twentieth of them 279 / 351 / 2399 at 80 and 15042 / 14492 /
+    # 81037 at 300; LPs 37 / 103 / 751 and 1512 / 3007 / - with all, 613 / 314 / 1791 (n = 80) with a twentieth; simplex 18 / 20 / 196 at
+    # n = 40, 116 / 48 / 388 at 80; total variation with 39 variables 18 / 27 / 174, with 79 82 / 44 / 331.
+    if pattern.cone.kinds <= {Zero, NonNegative}:
+        full = entries / max(n * ((n + 1) / 2 + m), 1)
+        small = n <= 50 and m <= 300
+        quadratic = pattern.nnzP and full >= (0.04 if n <= 300 else 0.2) and n <= 1000 and m <= 4000
+        linear = not pattern.nnzP and n <= 150 and pattern.nnzA >= 0.4 * n * m
+        if small or quadratic or linear:
+            return "ACTIVE_SET"
+    # One row of a program with much fill takes INTERIOR several times as long as Clarabel, and a batch no less: n = 800 with a fiftieth of
+    # the entries (116000) 10 and 1.5 times, n = 400 with a tenth (111000) 1.7 and 0.4 times.
+    return "INTERIOR" if order <= INTERIOR_ORDER and entries <= 100_000 else "CLARABEL"
 
 
 __all__ = ["REGISTRY", "Solver", "choose", "configure", "find", "get", "map_rows", "named"]

@@ -15,13 +15,16 @@ import numpy as np
 from cvxlayers.cones import Exponential, NonNegative, Power, SecondOrder, Semidefinite, Zero
 from cvxlayers.cones.base import Cone
 from cvxlayers.errors import Status
-from cvxlayers.kernels.memory import Options
+from cvxlayers.kernels.memory import DUAL_INFEASIBLE, FAILED, PRIMAL_INFEASIBLE, STALLED, Options
 from cvxlayers.kernels.nonnegative import Linear
 from cvxlayers.kernels.programs import Cones, solve_programs
 from cvxlayers.kernels.system import DENSE, Layout
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
 from cvxlayers.solvers.layout import blocks
+
+REACH, CAREFUL = 0.99, 0.8
+"""The part of the way to the boundary of the cones that a step takes; and in the second attempt at rows that came to a halt."""
 
 DEGREE = {SecondOrder: 1, Exponential: 3, Power: 3}
 
@@ -93,8 +96,20 @@ class Interior(Solver):
         layout, cones = _layout(pattern)
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
         settings: Any = self.settings
-        options = Options(*(settings[name] for name in names))
-        P, q, A, b = map(_read_only, (program.P, program.q, program.A, program.b))
-        x, z, s, report = solve_programs(layout, cones, options, self.jobs, P, q, A, b, len(program.q))
+        options = Options(*(settings[name] for name in names), reach=REACH)
+        data = [_read_only(part) for part in (program.P, program.q, program.A, program.b)]
+        found = solve_programs(layout, cones, options, self.jobs, *data, rows=len(program.q))
+        again = np.flatnonzero((found[3][:, 0] == STALLED) | (found[3][:, 0] == FAILED))
+        if len(again):
+            careful = options._replace(shift=10 * options.shift, refinements=3 * options.refinements, reach=CAREFUL)
+            part_of = [_read_only(part if len(part) == 1 else part[again]) for part in data]
+            second = solve_programs(layout, cones, careful, self.jobs, *part_of, rows=len(again))
+            second[3][:, 1] += found[3][again, 1]
+            found[3][again, 1] = second[3][:, 1]
+            certified = (second[3][:, 0] == PRIMAL_INFEASIBLE) | (second[3][:, 0] == DUAL_INFEASIBLE)
+            better = (second[3][:, 2] < found[3][again, 2]) | (certified & (found[3][again, 0] == FAILED))
+            for one, two in zip(found, second, strict=True):
+                one[again[better]] = two[better]
+        x, z, s, report = found
         status = np.nan_to_num(report[:, 0], nan=Status.NUMERICAL_ERROR).astype(np.int8)
         return Solution(x, z, s, status, report[:, 1].astype(np.int32))

@@ -1,4 +1,4 @@
-"""Solving one small program with every combination of cones, so that what INTERIOR compiles for it is on disk afterwards."""
+"""Solving one small program with every combination of cones, so that what the compiled solvers need for it is on disk afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cvxlayers.cones import Exponential, NonNegative, Product, SecondOrder, Semi
 from cvxlayers.cones.base import Cone
 from cvxlayers.errors import Status
 from cvxlayers.program import ConeProgram, Pattern
-from cvxlayers.solvers import get
+from cvxlayers.solvers import COMPILED, find, get, lacks
 
 LINEAR: tuple[Cone, ...] = (Zero(1), NonNegative(2))
 CURVED: tuple[Cone, ...] = (SecondOrder(3), Semidefinite(2), Exponential())
@@ -36,6 +36,9 @@ def warmup(linear_only: bool = False) -> None:
         m = cone.dim
         pattern = Pattern.of(sp.eye(m), -sp.eye(m), cone)
         program = ConeProgram(np.ones((1, m)), np.ones((1, m)), -np.ones((1, m)), np.zeros((1, m)))
-        solution = get("INTERIOR", None, pattern)[0].solve(pattern, program)
-        if not Status(solution.status[0]).ok:
-            raise RuntimeError(f"the compiled solver fails on {cone}: {Status(solution.status[0]).sentence}; please report this")
+        for name in COMPILED:
+            if lacks(find(name), pattern):
+                continue
+            solution = get(name, None, pattern)[0].solve(pattern, program)
+            if not Status(solution.status[0]).ok:
+                raise RuntimeError(f"the compiled solver {name} fails on {cone}: {Status(solution.status[0]).sentence}; please report this")

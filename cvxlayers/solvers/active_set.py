@@ -1,0 +1,55 @@
+"""ACTIVE_SET: this library's own dual active-set method for small and dense linear and quadratic programs, exact to rounding.
+
+The method stands in `cvxlayers.kernels.active_set`; here a pattern becomes index arrays, once. A row of the zero cone is an equation, a row
+of the nonnegative cone an inequality. A row is judged by its residuals, a claim that it has no solution by a certificate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, final
+
+import numpy as np
+
+from cvxlayers.cones import NonNegative, Zero
+from cvxlayers.kernels.active_rows import Programs
+from cvxlayers.program import ConeProgram, Pattern, Solution
+from cvxlayers.solvers.base import Solver
+from cvxlayers.solvers.layout import zero_rows
+
+
+@lru_cache(maxsize=32)
+def _programs(pattern: Pattern) -> Programs:
+    equations = int(zero_rows(pattern).sum())
+    return Programs(pattern.n, pattern.m, equations, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr))
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """Contiguous rows, one where all are the same memory; read-only, whatever they were, lest kernels compile once for either kind."""
+    values = np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values).view()
+    values.flags.writeable = False
+    return values
+
+
+@final
+@dataclass(frozen=True)
+class ActiveSet(Solver):
+    """A dual active set for equations and inequalities, with quadratic objectives; see the module."""
+
+    name = "ACTIVE_SET"
+    cones = frozenset({Zero, NonNegative})
+    quadratic = True
+    threads = 0  # all that the machine or CVXLAYERS_NUM_THREADS allows
+    options = MappingProxyType({"tol_feas": float, "max_iter": int})
+    tolerances = ("tol_feas",)
+    limit = "max_iter"
+    defaults = MappingProxyType({"tol_feas": 1e-12, "max_iter": 10000})
+
+    def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
+        """Solve every row afresh; ``start`` means nothing to it."""
+        settings: Any = self.settings
+        P, q, A, b = map(_read_only, (program.P, program.q, program.A, program.b))
+        found = _programs(pattern).solve(P, q, A, b, len(program.q), settings["tol_feas"], settings["max_iter"], self.jobs)
+        return Solution(*found)
