@@ -1,4 +1,4 @@
-"""``python -m cvxlayers warmup``: compile the kernels of the solver INTERIOR ahead of their first use."""
+"""``python -m cvxlayers warmup``: compile the kernels of the solvers INTERIOR and ACTIVE_SET ahead of their first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where compiled loops come from: the files of `cvxlayers.kernels`, which import numba, loaded by name when a layer is built."""
+"""Where compiled code comes from: the files of `cvxlayers.kernels`, which import numba, loaded by name when first needed.
+
+The one place that knows what happens without numba: `kernels` gives None, NumPy, qdldl and Clarabel serve, and one warning says so.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,18 @@ from cvxlayers.errors import warn
 
 
 @cache
-def kernels(name: str) -> Any:
-    """The module ``cvxlayers.kernels.<name>``, or None, with one warning, where numba cannot load: NumPy and qdldl serve instead."""
+def numba_loads() -> bool:
+    """Whether numba can load; warns, once, where it cannot."""
     try:
-        return import_module(f"cvxlayers.kernels.{name}")
+        import_module("cvxlayers.kernels.disk")
     except ImportError as error:
-        warn(f"numba cannot load ({error}): layers work without it, but are slower", RuntimeWarning)
-        return None
+        places = "CLARABEL takes the place of INTERIOR, DAQP that of ACTIVE_SET"
+        warn(f"numba cannot load ({error}): everything works without it, but more slowly; {places}", RuntimeWarning)
+        return False
+    return True
+
+
+@cache
+def kernels(name: str) -> Any:
+    """The module ``cvxlayers.kernels.<name>``, or None where numba cannot load: NumPy, qdldl and Clarabel serve instead."""
+    return import_module(f"cvxlayers.kernels.{name}") if numba_loads() else None

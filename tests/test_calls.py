@@ -108,7 +108,7 @@ def test_a_declaration_is_checked_at_the_resolution_of_the_arrays_own_dtype(back
 
 
 @every_backend
-@pytest.mark.parametrize("solver", ["SCS", "CLARABEL", "DAQP"])
+@pytest.mark.parametrize("solver", ["SCS", "CLARABEL", "DAQP", "INTERIOR"])
 def test_warm_start_is_an_argument(backend: str, solver: str) -> None:
     layer, weights = box(backend, solver=solver), [np.ones((3, 4)), np.ones((3, 4))]
     cold, info = layer(P, R, return_info=True)

@@ -86,7 +86,7 @@ def test_derivatives_of_x_y_s_in_P_q_A_b(name: str, rng: np.random.Generator) ->
         np.testing.assert_allclose(got, total, atol=1e-6 * (1 + np.max(abs(total))))
 
 
-@pytest.mark.parametrize("solver", ["CLARABEL", "SCS", "ECOS", "DAQP", "DIFFCP", "MOREAU"])
+@pytest.mark.parametrize("solver", ["CLARABEL", "SCS", "ECOS", "DAQP", "DIFFCP", "MOREAU", "INTERIOR"])
 def test_an_infinite_bound_is_a_missing_bound(solver: str, rng: np.random.Generator) -> None:
     """min |x - p|_1 or q'x on a box with open sides: x <= inf is no constraint, and moves nothing."""
     n = 3

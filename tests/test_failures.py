@@ -184,7 +184,8 @@ def cone_failures() -> dict[str, tuple]:
     """Programs over curved cones: objective, constraints, variable; a good and a bad value of t; the status at the bad one; the solvers."""
     x, X, t = cp.Variable(3), cp.Variable((3, 3), symmetric=True), cp.Parameter(name="t")
     near, near_X = cp.sum_squares(x - np.arange(3.0)), cp.sum_squares(X - np.diag([1.0, 2.0, -1.0]))
-    matrix, vector = ("CLARABEL", "SCS", "DIFFCP", "MOREAU"), ("CLARABEL", "SCS", "DIFFCP", "MOREAU", "ECOS")
+    matrix = ("CLARABEL", "SCS", "DIFFCP", "MOREAU", "INTERIOR")
+    vector = (*matrix, "ECOS")
     empty, endless = Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE
     return {
         "a ball of negative radius": ((near, [cp.norm(x) <= t], x), 1.0, -1.0, empty, vector),

@@ -4,14 +4,19 @@ import pytest
 
 from tests.families import FAMILIES, RESULT, run
 
-# Known: with a singular P and badly scaled power or semidefinite cones a row may stop short of 1e-8 where Clarabel does not; none fails.
-ALLOWED = {"power": 0.01, "mixed": 0.01}
+# Rows of 500 whose status or objective may disagree: with all kinds of curved cones at once and bad scaling one ends INACCURATE where
+# Clarabel does not (Clarabel: sixteen where ours are SOLVED). One more than the last run had.
+ALLOWED = {"mixed": 2}
+# Rows of 500 with bad scaling whose derivative may differ from differences of solutions though no warning tells: which constraints are
+# active is read off y and s in their own units, which a spread of eight decades can hide. One more than the last run had.
+UNTOLD = 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_twenty_programs(family):
     outcome = run(family, 20)
     assert outcome.complaints == [] and outcome.solved["SOLVED"] == outcome.programs == 20
+    assert family == "mixed" or (outcome.compared and outcome.differenced)
 
 
 def test_the_last_long_run():
@@ -21,5 +26,6 @@ def test_the_last_long_run():
     for family in FAMILIES:
         assert int(table[family][1]) == 500
         complaints = [line for line in lines if line.startswith(f"{family} batch")]
-        assert len(complaints) <= 500 * ALLOWED.get(family, 0.0)
-        assert all("INACCURATE" in line or "objectives" in line for line in complaints)
+        slopes = [line for line in complaints if "derivative" in line]
+        assert len(complaints) - len(slopes) <= ALLOWED.get(family, 0)
+        assert len(slopes) <= UNTOLD and all("scaled" in line for line in slopes)

@@ -18,13 +18,20 @@ FLOORS: list[tuple[str, ...]] = [
     ("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.disk", "kernels.threads"),
     ("kernels.lanes", "factorization"),
     (
-        *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.barriers"),
+        *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.elementary", "kernels.numbers"),
         *("compiled",),
     ),
-    ("kernels.semidefinite", "kernels.three_dimensional", "kernels.system"),
-    ("kernels.cones", "kernels.equilibrate", "kernels.memory", "kernels.rows", "kernels.passes", "kernels.systems"),
-    ("kernels.assess", "kernels.newton", "kernels.riccati", "kernels.dense"),
-    ("kernels.interior",),
+    ("kernels.semidefinite", "kernels.barriers", "kernels.system", "kernels.matrices"),
+    ("kernels.three_dimensional", "kernels.working_set"),
+    (
+        *("kernels.cones", "kernels.equilibrate", "kernels.memory", "kernels.rows", "kernels.passes", "kernels.systems"),
+        *("kernels.active_measures",),
+    ),
+    (
+        *("kernels.assess", "kernels.newton", "kernels.riccati", "kernels.dense", "kernels.active_set", "kernels.active_scaling"),
+        *("kernels.lml", "kernels.box"),
+    ),
+    ("kernels.interior", "kernels.active_rows"),
     ("kernels.programs",),
     (
         *("topk", "implicit", "control.expand", "control.options", "control.plan", "control.riccati", "row_map"),
@@ -37,12 +44,12 @@ FLOORS: list[tuple[str, ...]] = [
     ("products", "canonical", "solvers.base", "solvers.layout", "control.transcription"),
     ("solvers.dense", "control.problem"),
     ("kkt", "affine", "labels", "solvers.settings", "solvers.clarabel", "solvers.daqp", "solvers.ecos", "solvers.moreau", "solvers.scs"),
-    ("solvers.interior_cpu",),
+    ("solvers.interior_cpu", "solvers.active_set"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers", "control.conditions"),
-    ("failures", "host", "verdict", "control.ilqr", "solvers.warmup"),
+    ("failures", "host", "verdict", "control.ilqr", "control.curvature", "solvers.warmup"),
     ("conic",),
     ("conic_map", "layer", "pairs", "rules", "control.lqr"),
-    ("interface", "control.solved"),
+    ("interface", "control.solved", "control.staged"),
     ("control.sqp",),
     ("control.mpc",),
     ("report", "__main__", "jax.primitive", "tensorflow.call", "torch.rule", "control"),
@@ -67,9 +74,9 @@ OWNERS = {
     "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
     "qdldl": {"factorization", "kernels.ldl", "least_squares"},
-    "numba": {"kernels.disk", "kernels.lanes", "kernels.passes"},
+    "numba": {"kernels.disk", "kernels.elementary", "kernels.lanes", "kernels.numbers", "kernels.passes"},
     "tqdm": {"solvers.warmup"},
-    "llvmlite": {"kernels.lanes"},
+    "llvmlite": {"kernels.elementary", "kernels.lanes", "kernels.numbers"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from cvxlayers.conic import ConicLayer
 from cvxlayers.errors import Status
 from cvxlayers.kernels import disk
 from cvxlayers.kernels.lanes import LANES
+from cvxlayers.kernels.ldl import norm
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import find, get
 from tests.test_solvers import CONES, dense, feasible, optimal, residual
@@ -217,52 +221,75 @@ print(time.process_time() - start)
 
 
 def test_a_read_only_installation_uses_the_cache_of_the_user(tmp_path):
-    """Without a folder to write to beside the kernels, numba's folder in the user's cache takes their place."""
+    """No folder to write to beside the kernels: the user's takes their place; none there either: nothing is kept, and all works."""
     code = """
-import os, pathlib, numba.core.caching as caching
-refused = caching.InTreeCacheLocator
-refused.from_function = classmethod(lambda cls, function, file: None)
-from cvxlayers.kernels.ldl import norm
-print(norm._cache.cache_path)
+import numba.core.caching as caching
+refused = classmethod(lambda cls, function, file: None)
+beside = caching.InTreeCacheLocator, caching.InTreeCacheLocatorFsAgnostic
+for place in beside + NOWHERE:
+    place.from_function = refused
+import numpy as np
+from cvxlayers.kernels.passes import times
+from cvxlayers.kernels.systems import period
+for kernel in (times.kernel, period):
+    print(type(kernel._cache).__name__, kernel._cache.cache_path)
+out = np.empty((1, 1))
+times(np.array([0, 1], dtype=np.uint32), np.array([0], dtype=np.uint32), np.full((1, 1), 2.0), np.full((1, 1), 3.0), out)
+print(out[0, 0], period(np.ones((2, 1))))
 """
-    path = python(code, XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR="").stdout.strip()
-    assert path.startswith(str(tmp_path)) or "numba" in path
-    nowhere = code.replace("refused.from_function", "caching.UserWideCacheLocator.from_function = refused.from_function").replace(
-        "print(norm._cache.cache_path)", "print(type(norm._cache).__name__)"
-    )
-    assert python(nowhere, NUMBA_CACHE_DIR="").stdout.strip() == "NullCache"
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    *places, values = python(code.replace("NOWHERE", "()"), **environment).stdout.splitlines()
+    assert [place.startswith(f"FunctionCache {tmp_path}") for place in places] == [True, True] and values == "6.0 1"
+    assert len(list(tmp_path.rglob("passes.times*.nbi"))) == len(list(tmp_path.rglob("systems.period*.nbi"))) == 1
+    nowhere = code.replace("NOWHERE", "(caching.UserWideCacheLocator,)")
+    assert python(nowhere, **environment).stdout.splitlines() == ["NullCache None"] * 2 + ["6.0 1"]
 
 
-def test_a_change_in_one_kernel_recompiles_all():
+def test_every_kernel_is_kept_under_the_stamp_of_all():
     """numba looks at the file of a function only; the stamp of its cache holds a hash of all kernels."""
-    from cvxlayers.kernels.ldl import factor
-    from cvxlayers.kernels.system import products
+    stamps = []
+    for path in sorted(Path(disk.__file__).parent.glob("*.py")):
+        module = import_module(f"cvxlayers.kernels.{path.stem}")
+        for value in vars(module).values():
+            kernel: Any = disk.compiled(value.function) if isinstance(value, disk.Typed) else value
+            if isinstance(kernel, disk.CPUDispatcher) and not isinstance(kernel, disk.Inner) and "inline" not in kernel.targetoptions:
+                stamps.append(kernel._cache._cache_file._source_stamp[1])
+        assert path.stem == "disk" or "njit" not in path.read_text()
+    assert len(stamps) > 20 and set(stamps) == {disk.STAMP} and len(disk.STAMP) == 64
 
-    stamps = {kernel._cache._cache_file._source_stamp[1] for kernel in (factor, products)}
-    assert stamps == {disk.STAMP} and len(disk.STAMP) == 64
+
+def test_what_is_compiled_into_kernels_refuses_calls_from_python():
+    with pytest.raises(TypeError, match="norm can be called in compiled code only; decorate it as compiled"):
+        norm(np.zeros((1, LANES)))
 
 
 def test_clarabel_serves_where_numba_cannot_load():
+    """In the solver's place and in that of all compiled passes, with one warning in all."""
     code = """
 import sys, warnings
 sys.modules["numba"] = None
 import numpy as np, scipy.sparse as sp
 import cvxlayers.solvers as solvers
 from cvxlayers.cones import NonNegative, Product
-from cvxlayers.program import Pattern
+from cvxlayers.conic import ConicLayer
+from cvxlayers.program import ConeProgram, Pattern, Solution
 pattern = Pattern.of(sp.eye(2), -sp.eye(2), Product((NonNegative(2),)))
 solvers.choose = lambda pattern: "INTERIOR"
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     names = {solvers.get(None, None, pattern)[0].name for _ in range(3)}
-print(names, len(seen), seen[0].message)
+    layer = ConicLayer(pattern)
+    program = ConeProgram(np.ones((1, 2)), -np.ones((1, 2)), -np.ones((1, 2)), np.zeros((1, 2)))
+    solution, info = layer.solve(program, (1,))
+    layer.vjp(program, solution, Solution(np.ones((1, 2)), np.zeros((1, 2)), np.zeros((1, 2))))
+print(names, info.solver, solution.x.round(6).tolist(), len(seen), seen[0].message)
 try:
     solvers.get("INTERIOR", None, pattern)
 except ImportError as error:
     print(error)
 """
     first, second = python(code).stdout.splitlines()
-    assert first.startswith("{'CLARABEL'} 1 numba cannot be loaded") and "takes the place of INTERIOR" in first
+    assert first.startswith("{'CLARABEL'} CLARABEL [[1.0, 1.0]] 1 numba cannot load") and "CLARABEL takes the place of INTERIOR" in first
     assert second == "solver 'INTERIOR' needs the package 'numba'; pip install numba"
 
 

@@ -159,12 +159,14 @@ def test_a_missing_numba_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("cvxlayers.compiled.import_module", absent)
     compiled.kernels.cache_clear()
+    compiled.numba_loads.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="numba cannot load"):
             assert compiled.kernels("passes") is None
-        assert compiled.kernels("passes") is None  # and silently
+        assert compiled.kernels("passes") is compiled.kernels("ldl") is None  # and silently
     finally:
         compiled.kernels.cache_clear()
+        compiled.numba_loads.cache_clear()
 
 
 def test_compiled_passes_are_the_formulas(rng: np.random.Generator) -> None:

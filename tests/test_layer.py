@@ -339,7 +339,7 @@ def distance(v: np.ndarray, dual: bool = False) -> float:
     return max(0.0 if dual else abs(v[0]), (-v[1:4]).max(), cone)
 
 
-@pytest.mark.parametrize("solver", ["SCS", "CLARABEL"])
+@pytest.mark.parametrize("solver", ["SCS", "CLARABEL", "INTERIOR"])
 def test_residuals_are_those_of_the_unscaled_data(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else nothing but rounding is left to compare
     dense = dense_program()

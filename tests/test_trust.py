@@ -180,7 +180,7 @@ def _lower_to_upper(k: int) -> np.ndarray:
 
 @pytest.mark.parametrize("bound", [1.0, 1e3, 1e6])
 @pytest.mark.parametrize("exponent", [0, 2, 4, 6, 8])
-@pytest.mark.parametrize("solver", ["DAQP", "CLARABEL"])
+@pytest.mark.parametrize("solver", ["DAQP", "CLARABEL", "INTERIOR"])
 def test_ill_conditioning_is_exact_or_told(solver: str, exponent: int, bound: float, rng: np.random.Generator) -> None:
     """min 1/2 |F x|^2 + q'x, x >= -bound: where the bound is inactive dx = -P^-1 dq, where it is active the row drops out."""
     n = 12
@@ -231,7 +231,7 @@ def test_duplicated_active_inequalities_leave_the_derivative_exact(rng: np.rando
     np.testing.assert_allclose(du, g * [1, 0, 1], atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", ["DAQP", "CLARABEL"])
+@pytest.mark.parametrize("solver", ["DAQP", "CLARABEL", "INTERIOR"])
 def test_a_set_of_solutions_is_told_and_answered_by_least_norm(solver: str) -> None:
     """A linear program whose optimal face is an edge: no derivative exists; the answer is finite, repeatable, and flagged."""
     x, c = cp.Variable(3), cp.Parameter(3)
@@ -247,7 +247,7 @@ def test_a_set_of_solutions_is_told_and_answered_by_least_norm(solver: str) -> N
         np.testing.assert_array_equal(first, gradient(layer, [cost], g)[0])
 
 
-@pytest.mark.parametrize("solver", ["DAQP", "CLARABEL", "SCS"])
+@pytest.mark.parametrize("solver", ["DAQP", "CLARABEL", "SCS", "INTERIOR"])
 def test_a_kink_is_told_with_its_row(solver: str) -> None:
     x, p = cp.Variable(2), cp.Parameter(2)
     layer = Layer(cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [x >= 0]), [p], [x], solver)

@@ -7,6 +7,8 @@
   its scaling, ``newton`` its steps, ``assess`` its measures, ``memory`` its vectors, ``programs`` its rows.
 - ``cones``: what the method asks of cones; ``nonnegative``, ``second_order``, ``semidefinite`` (on ``small_dense``) and
   ``three_dimensional`` (on ``barriers``) answer.
+- ``active_set``: the method of the solver ACTIVE_SET, on the products and factors of ``matrices`` and the constraints of ``working_set``;
+  ``active_rows`` its rows.
 
 The only part of the library that imports numba. A kernel compiles when it is first used and is then loaded from disk.
 """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, select, store, vector
+from cvxlayers.kernels.lanes import Compiled, full, inner, larger, load, select, store, vector
 from cvxlayers.kernels.memory import AX, AZ, PX, REPORT, S_FOUND, VALUES, X_FOUND, XZ, Z_FOUND, B, D, E, Q, S
 from cvxlayers.kernels.rows import gather, gather_at, scatter
 from cvxlayers.kernels.system import clear
 
 
-@compiled
+@inner
 def assess(
     memory: Compiled, options: Compiled, tau: Compiled, c: Compiled, q_size: Compiled, b_size: Compiled, xPx: Compiled,
     qx: Compiled, bz: Compiled,
@@ -43,7 +43,7 @@ def assess(
     return merit, infeasible, unbounded
 
 
-@compiled
+@inner
 def keep(memory: Compiled, tau: Compiled, c: Compiled, where: Compiled) -> None:
     """Remember the point, in the units of the program as it was given, in the lanes of a mask."""
     xz, s, D_, E_ = vector(memory, XZ), vector(memory, S), vector(memory, D), vector(memory, E)
@@ -58,7 +58,7 @@ def keep(memory: Compiled, tau: Compiled, c: Compiled, where: Compiled) -> None:
         store(s_found, i, select(where, load(s, i) * width / scale, load(s_found, i)))
 
 
-@compiled
+@inner
 def bring(memory: Compiled, rows: Compiled, block: Compiled) -> None:
     """Fill values, q and b from the rows of a block, and what is found with NaN."""
     values = vector(memory, VALUES)
@@ -73,7 +73,7 @@ def bring(memory: Compiled, rows: Compiled, block: Compiled) -> None:
             store(found, i, np.nan)
 
 
-@compiled
+@inner
 def deliver(memory: Compiled, rows: Compiled, block: Compiled) -> None:
     """Put what was found into the rows of a block."""
     scatter(vector(memory, X_FOUND), block, rows[6])

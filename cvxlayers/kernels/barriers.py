@@ -10,7 +10,8 @@ powers and exponentials", 2009). Cones come with their number ``a``; the exponen
 
 from __future__ import annotations
 
-from cvxlayers.kernels.lanes import Compiled, compiled, exp, full, larger, log, select, smaller
+from cvxlayers.kernels.elementary import exp, log
+from cvxlayers.kernels.lanes import Compiled, full, inner, larger, select, smaller
 
 CENTER = (-1.0513839437502289, 0.5564096186043384, 1.2589678864644603)
 """The point of the exponential cone with z = -f'(z)."""
@@ -18,7 +19,7 @@ STEPS = 5
 """Newton steps for a conjugate gradient: the first lies below the root by a third, convergence is monotone and quadratic."""
 
 
-@compiled
+@inner
 def gradient(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
     """-f'(u, v, w)."""
     if a == 0.0:
@@ -31,7 +32,7 @@ def gradient(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
     return (2.0 * a * k + 1.0 - a) / u, (2.0 * (1.0 - a) * k + a) / v, -2.0 * w / p
 
 
-@compiled
+@inner
 def hessian(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
     """(uu, uv, vv, uw, vw, ww) of f'' and its determinant, free of cancellation."""
     if a == 0.0:
@@ -55,7 +56,7 @@ def hessian(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
     return uu, uv, vv, uw, vw, ww, ww * inner * i * i * j * j
 
 
-@compiled
+@inner
 def unbend(a: Compiled, u: Compiled, v: Compiled, w: Compiled, x: Compiled, y: Compiled, z: Compiled) -> Compiled:
     """f''(u, v, w)^-1 (x, y, z): by Schur complements whose inverses are known, as f'' is far too ill-conditioned for cofactors."""
     if a == 0.0:
@@ -82,7 +83,7 @@ def unbend(a: Compiled, u: Compiled, v: Compiled, w: Compiled, x: Compiled, y: C
     return u * du, v * dv, 0.5 * p / q * z + 2.0 * k * w / q * (a * du + b * dv)
 
 
-@compiled
+@inner
 def third(
     a: Compiled, u: Compiled, v: Compiled, w: Compiled, d: Compiled, e: Compiled, f: Compiled, g: Compiled, h: Compiled, k: Compiled
 ) -> Compiled:
@@ -126,7 +127,7 @@ def third(
     )
 
 
-@compiled
+@inner
 def conjugate(a: Compiled, x: Compiled, y: Compiled, z: Compiled) -> Compiled:
     """The point (u, v, w) of the dual cone with -f'(u, v, w) = (x, y, z): minus the gradient of the conjugate barrier.
 
@@ -161,7 +162,7 @@ def conjugate(a: Compiled, x: Compiled, y: Compiled, z: Compiled) -> Compiled:
     return u, v, -0.5 * z * phi / k
 
 
-@compiled
+@inner
 def inside(a: Compiled, x: Compiled, y: Compiled, z: Compiled) -> Compiled:
     """Where (x, y, z) lies in the interior of the cone."""
     if a == 0.0:
@@ -173,7 +174,7 @@ def inside(a: Compiled, x: Compiled, y: Compiled, z: Compiled) -> Compiled:
     return positive & (exp(size) > abs(z))
 
 
-@compiled
+@inner
 def inside_dual(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
     """Where (u, v, w) lies in the interior of the dual cone."""
     if a == 0.0:

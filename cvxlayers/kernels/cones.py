@@ -6,11 +6,11 @@ s and z lie inside the cone and its dual, H is symmetric positive definite with 
 from __future__ import annotations
 
 from cvxlayers.kernels import nonnegative, second_order, semidefinite, three_dimensional
-from cvxlayers.kernels.lanes import Compiled, compiled, full, select
+from cvxlayers.kernels.lanes import Compiled, full, inner, select
 from cvxlayers.kernels.system import dot
 
 
-@compiled
+@inner
 def center(s: Compiled, z: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled) -> None:
     """Start at the central point of every cone."""
     nonnegative.center(linear, s, z)
@@ -22,7 +22,7 @@ def center(s: Compiled, z: Compiled, linear: Compiled, so: Compiled, three: Comp
         semidefinite.center(sd, s, z)
 
 
-@compiled
+@inner
 def enter(v: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled) -> None:
     """Move v into the interior of the cones along their central ray, where it is not already well inside; symmetric cones only."""
     least = nonnegative.margin(linear, v, full(1e300))
@@ -38,43 +38,29 @@ def enter(v: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Comp
         semidefinite.shift(sd, v, length)
 
 
-@compiled
+@inner
 def rescale(
     system: Compiled,
     s: Compiled,
     z: Compiled,
-    mu: Compiled,
+    dual: Compiled,
     values: Compiled,
     linear: Compiled,
     so: Compiled,
     three: Compiled,
     sd: Compiled,
 ) -> None:
-    """Find H at (s, z) and put -H into K."""
+    """Find H at (s, z) and put -H into K; cones that have two kinds of H take the one of the dual barrier in the lanes ``dual``."""
     nonnegative.rescale(linear, system, s, z, values)
     if so is not None:
         second_order.rescale(so, system, s, z, values)
     if three is not None:
-        three_dimensional.rescale(three, system, s, z, mu, values)
+        three_dimensional.rescale(three, system, s, z, dual, values)
     if sd is not None:
         semidefinite.rescale(sd, system, s, z, values)
 
 
-@compiled
-def move(
-    s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
-) -> None:
-    """ds = -H dz - offset."""
-    nonnegative.move(linear, s, z, dz, offset, ds)
-    if so is not None:
-        second_order.move(so, dz, offset, ds)
-    if three is not None:
-        three_dimensional.move(three, dz, offset, ds)
-    if sd is not None:
-        semidefinite.move(sd, dz, offset, ds)
-
-
-@compiled
+@inner
 def correct(
     s: Compiled,
     z: Compiled,
@@ -98,7 +84,7 @@ def correct(
         semidefinite.correct(sd, s, ds, dz, target, offset)
 
 
-@compiled
+@inner
 def longest(
     s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, most: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> Compiled:
@@ -114,7 +100,7 @@ def longest(
     return most
 
 
-@compiled
+@inner
 def shorten(
     s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, near: Compiled, tau: Compiled, dtau: Compiled, kappa: Compiled, dkappa: Compiled,
     mu: Compiled, degree: Compiled, step: Compiled, three: Compiled,

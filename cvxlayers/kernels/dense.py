@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, lane, larger, load, select, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, lane, larger, load, select, store
 from cvxlayers.kernels.systems import SCALINGS, TINY, period
 from cvxlayers.kernels.threads import run
 
@@ -107,7 +107,7 @@ def _solve(
     return factored
 
 
-@compiled
+@inner
 def _spread(indices: Compiled, indptr: Compiled, n: Compiled, value: Compiled, place: Compiled, K: Compiled) -> Compiled:
     """Upper triangle of K, rows padded to whole vectors; ``place`` (N,) says where a row went, -1 where it left. The rows that stay."""
     size, live = len(indptr) - 1, 0
@@ -130,7 +130,7 @@ def _spread(indices: Compiled, indptr: Compiled, n: Compiled, value: Compiled, p
     return live
 
 
-@compiled
+@inner
 def _equilibrate(K: Compiled, live: Compiled, width: Compiled, scale: Compiled, largest: Compiled) -> None:
     """K becomes diag(e) K diag(e), with e = ``scale``."""
     for j in range(width):
@@ -158,7 +158,7 @@ def _equilibrate(K: Compiled, live: Compiled, width: Compiled, scale: Compiled, 
                 store(K, i * width + j, load(K, i * width + j) * (load(largest, j) * own))
 
 
-@compiled
+@inner
 def _factor(
     K: Compiled, U: Compiled, L: Compiled, inverse: Compiled, live: Compiled, n: Compiled, width: Compiled, shift: Compiled
 ) -> None:
@@ -210,7 +210,7 @@ def _factor(
                     store(L, at + c * width, own * inverse[block, c])
 
 
-@compiled
+@inner
 def _back(L: Compiled, inverse: Compiled, live: Compiled, width: Compiled, z: Compiled) -> None:
     """Solve with the factors, in place."""
     for i in range(live):
@@ -230,7 +230,7 @@ def _back(L: Compiled, inverse: Compiled, live: Compiled, width: Compiled, z: Co
         z[i // LANES, i % LANES] = own
 
 
-@compiled
+@inner
 def _residual(K: Compiled, right: Compiled, z: Compiled, live: Compiled, width: Compiled, out: Compiled) -> Compiled:
     """out = right - K z; the largest |out|, NaN where there is one."""
     for j in range(width):
@@ -250,7 +250,7 @@ def _residual(K: Compiled, right: Compiled, z: Compiled, live: Compiled, width: 
     return _norm(out, width)
 
 
-@compiled
+@inner
 def _norm(v: Compiled, width: Compiled) -> Compiled:
     largest = full(0.0)
     for j in range(width):
@@ -263,7 +263,7 @@ def _norm(v: Compiled, width: Compiled) -> Compiled:
     return top
 
 
-@compiled
+@inner
 def _refine(
     K: Compiled, L: Compiled, inverse: Compiled, right: Compiled, z: Compiled, left: Compiled, step: Compiled, live: Compiled,
     width: Compiled, most: Compiled, goal: Compiled,

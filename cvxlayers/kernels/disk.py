@@ -1,12 +1,22 @@
-"""How kernels are compiled, and kept on disk: beside their files, or in the user's cache where that cannot be written to."""
+"""How kernels are compiled, and kept on disk: beside their files, or in the user's cache where that cannot be written to.
+
+What Python calls is `compiled`, or `typed` where one type serves all calls; what only such functions call in turn is `inner`, has
+no entry from Python and no file of its own, both of which would take more time to make than its code. None takes liberties that would
+compile NaN away.
+"""
 
 from __future__ import annotations
 
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.registry import CPUDispatcher
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "_nrt": False}
 
 
 def _stamp() -> str:
@@ -19,15 +29,57 @@ STAMP = _stamp()
 
 
 def compiled(function: Any) -> Any:
-    """Compile on first use and keep the result on disk; without the GIL, and without liberties that would compile NaN away.
+    """A function for Python and for other kernels, compiled on first use for what it is called with, and kept on disk.
 
     Where no folder can be written to (neither beside the file nor the user's cache), it is compiled again in every process.
     """
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
     try:
-        kernel: Any = njit(function, cache=True, **options)
+        kernel: Any = njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
-        return njit(function, **options)
+        return njit(**OPTIONS)(function)
     index = kernel._cache._cache_file
     index._source_stamp = (index._source_stamp, STAMP)
     return kernel
+
+
+class Inner(CPUDispatcher):
+    """A function without an entry from Python, which a call from there would run into."""
+
+    def __call__(self, *args: Any) -> Any:
+        raise TypeError(f"{self.py_func.__name__} can be called in compiled code only; decorate it as compiled to call it from Python")
+
+
+def inner(function: Any) -> Any:
+    """A function for other kernels, compiled into each of them; it borrows arrays and allocates none, so that nobody counts holders."""
+    kernel: Any = njit(**INNER)(function)
+    kernel.__class__ = Inner
+    return kernel
+
+
+def typed(*signature: Any) -> Any:
+    """A decorator, as `compiled` but on first use for that signature and for no other."""
+    return lambda function: Typed(function, signature)
+
+
+class Typed:
+    """A function of one signature; ``kernel`` is numba's, made on first use."""
+
+    def __init__(self, function: Any, signature: tuple[Any, ...]) -> None:
+        self.function, self.signature, self.__doc__ = function, signature, function.__doc__
+
+    @cached_property
+    def kernel(self) -> Any:
+        """Compiled, or loaded from disk."""
+        kernel = compiled(self.function)
+        kernel.compile(*self.signature)
+        kernel.disable_compile()
+        return kernel
+
+    def __call__(self, *args: Any) -> Any:
+        return self.kernel(*args)
+
+
+def inlined(function: Any) -> Any:
+    """Compile as part of the one function that calls this: each function compiled by itself takes all that it calls through LLVM again."""
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "inline": "always"}
+    return njit(function, **options)

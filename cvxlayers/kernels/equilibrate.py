@@ -9,20 +9,20 @@ algorithm to equilibrate both rows and columns norms in matrices", 2001), E cons
 
 from __future__ import annotations
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, select, smaller, sqrt, store
+from cvxlayers.kernels.lanes import Compiled, full, inner, larger, load, select, smaller, sqrt, store
 
 STEPS = 10
 LEAST, MOST = 1e-4, 1e4
 """The range of D, E and c: numbers beyond are taken for zeros, or for infinities, that nobody meant to scale."""
 
 
-@compiled
+@inner
 def _root(size: Compiled) -> Compiled:
     """What to multiply a row and a column of this size by."""
     return 1.0 / sqrt(select(size > 0.0, smaller(larger(size, 1e-8), 1e8), 1.0))
 
 
-@compiled
+@inner
 def equilibrate(system: Compiled, values: Compiled, q: Compiled, b: Compiled, D: Compiled, E: Compiled, size: Compiled) -> Compiled:
     """Scale ``values`` (P and A in K), q and b in place; fill D (n, LANES), E (m, LANES), return c. ``size`` (N, LANES) is scratch."""
     n, m, indices, indptr = system.n, system.m, system.indices, system.indptr

@@ -31,16 +31,17 @@ import numpy as np
 
 from cvxlayers.kernels import memory as at
 from cvxlayers.kernels.assess import assess, bring, deliver, keep
-from cvxlayers.kernels.cones import correct, longest, move, rescale, shorten
+from cvxlayers.kernels.cones import correct, longest, rescale, shorten
 from cvxlayers.kernels.equilibrate import equilibrate
-from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, part, select, smaller, some, store, vector
+from cvxlayers.kernels.lanes import Compiled, compiled, full, inner, larger, load, part, select, smaller, some, store, vector
 from cvxlayers.kernels.ldl import factor, norm
 from cvxlayers.kernels.memory import DUAL_INFEASIBLE, FAILED, LIMIT, PRIMAL_INFEASIBLE, RUNNING, SOLVED, STALLED
-from cvxlayers.kernels.newton import LARGE, TINY, constant, direction, start
+from cvxlayers.kernels.newton import LARGE, TINY, constant, direction, follow, start
 from cvxlayers.kernels.system import dot, products
 
-REACH = 0.99
-"""The part of the way to the boundary of the cones that a step takes."""
+SLOW = 0.7
+"""From its first step shorter than this on, a lane scales by the dual barrier alone: the other scaling makes longer steps until rounding
+in the shadows, which grows like the inverse of the distance to the boundary, spoils it."""
 SHORT, TINY_STEP, CENTERING = 0.1, 1e-7, 0.8
 """A lane whose step was SHORT takes one with sigma >= CENTERING and no second-order term; two in a row, the last TINY, end it."""
 PATIENCE, IMPATIENCE = 12.0, 4.0
@@ -55,7 +56,7 @@ def solve_blocks(
     linear: Compiled, so: Compiled, three: Compiled, sd: Compiled,
 ) -> None:  # fmt: skip
     """Solve blocks begin ... end - 1 of a batch. ``rows`` holds P, q, A, b, then where P and A stand in K, and takes x, z, s and
-    (status, iterations), NaN where nothing was found. A kind of cone that the programs do not have is None.
+    (status, iterations, error), NaN where nothing was found. A kind of cone that the programs do not have is None.
     """
     n, m, values, xz, s = system.n, system.m, vector(memory, at.VALUES), vector(memory, at.XZ), vector(memory, at.S)
     q, b, ds, offset = vector(memory, at.Q), vector(memory, at.B), vector(memory, at.DS), vector(memory, at.OFFSET)
@@ -69,6 +70,7 @@ def solve_blocks(
 
         tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
         status, count, patience, weak = full(RUNNING), full(0.0), full(0.0), full(0.0) > 1.0
+        dual = full(0.0) > 1.0
         best, nearest, least, far = full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
         for iteration in range(options.iterations + 1):
             products(system, values, xz, Px, vector(memory, at.AZ), vector(memory, at.AX))
@@ -95,6 +97,7 @@ def solve_blocks(
                 | ~(merit < np.inf)
             )
             weak = alpha < SHORT
+            dual = dual | (alpha < SLOW)
             resigned = select(best <= far, STALLED, select(certificate <= DOUBTFUL, certified, FAILED))
             verdict = select(stuck, resigned, full(LIMIT if iteration == options.iterations else RUNNING))
             verdict = select(best <= 1.0, SOLVED, select(certificate <= 1.0, certified, verdict))
@@ -104,7 +107,7 @@ def solve_blocks(
             if not some(running):
                 break
 
-            rescale(system, s, z, mu, values, linear, so, three, sd)
+            rescale(system, s, z, dual, values, linear, so, three, sd)
             factor(kkt[0], values, options.shift, TINY, LARGE, kkt[1])
             constant(system, kkt, memory, options, 1.0, 1.0, fixed)
             r_tau = xPx / tau + qx + bz + kappa
@@ -114,7 +117,7 @@ def solve_blocks(
             for i in range(m):
                 store(offset, i, load(s, i))
             dtau, dkappa = direction(system, kkt, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
-            move(s, z, dz, offset, ds, linear, so, three, sd)
+            follow(system, memory, linear, full(1.0), tau, dtau, sd)
             alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
             sigma = (1.0 - alpha) * (1.0 - alpha) * (1.0 - alpha)
@@ -125,8 +128,8 @@ def solve_blocks(
             correct(s, z, ds, dz, sigma * mu, offset, work, linear, so, three, sd)
             r_kappa = tau * kappa + damped * dtau * dkappa - sigma * mu
             dtau, dkappa = direction(system, kkt, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
-            move(s, z, dz, offset, ds, linear, so, three, sd)
-            alpha = REACH * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
+            follow(system, memory, linear, 1.0 - sigma, tau, dtau, sd)
+            alpha = options.reach * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
 
             taken = select(running, alpha, 0.0)  # a lane that has stopped stays where it is
@@ -137,10 +140,11 @@ def solve_blocks(
             tau, kappa = tau + taken * dtau, kappa + taken * dkappa
         store(report, 0, status)
         store(report, 1, count)
+        store(report, 2, best)
         deliver(memory, rows, block)
 
 
-@compiled
+@inner
 def _longest(tau: Compiled, dtau: Compiled, kappa: Compiled, dkappa: Compiled) -> Compiled:
     """The longest step up to one that keeps tau and kappa nonnegative."""
     most = select(dtau < 0.0, smaller(-tau / dtau, 1.0), 1.0)

@@ -3,8 +3,9 @@
 Kernels are written for one problem, in `Lanes` instead of floats; what the compiler makes of them treats every lane alike, so that a
 problem's result does not depend on the lane it sits in, bitwise, nor on its neighbours. Arrays are float64 (entries, LANES), C-contiguous.
 
-- ``load(array, i)``, ``store(array, i, v)``, ``full(number)``, ``lane(v, j)``, ``insert(v, j, number)``;
-- ``+ - * / < <= > >= ==``, ``abs``, ``sqrt``, ``exp``, ``log``; a product and the sum it goes into may be fused (no other liberty);
+- ``load(array, i)``, ``store(array, i, v)``, ``full(number)``, ``lane(v, j)``;
+- ``+ - * / < <= > >= ==``, ``abs``, ``sqrt`` (``exp`` and ``log``: `cvxlayers.kernels.elementary`); a product and the sum it goes into
+  may be fused (no other liberty);
 - a comparison gives a `Mask`, false where NaN takes part: ``select(mask, a, b)``, ``& | ~``, ``some(mask)``;
 - ``smaller(a, b)`` is a where a < b else b, ``larger(a, b)`` likewise: where a is NaN they are b.
 
@@ -23,10 +24,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numba.np.arrayobj import populate_array
 
-from cvxlayers.kernels.disk import compiled
+from cvxlayers.kernels.disk import compiled as compiled
+from cvxlayers.kernels.disk import inner as inner
 
 LANES = 8
 """Problems per register: 512 bits of float64, or two registers of 256, or four of 128."""
+
+DEFINITE = 1e-15
+"""Added to the diagonal of a positive definite matrix, relative to its size, lest rounding make it indefinite."""
 
 Compiled = Any
 """What stands in compiled code only, where annotations are not read."""
@@ -143,14 +148,14 @@ def sqrt(typing_context: Any, a: Compiled) -> Any:
     return lanes(lanes), lambda context, builder, sig, args: emit(builder, args[0])
 
 
-def _address(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+def address(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     array = context.make_array(sig.args[0])(context, builder, args[0])
     row = context.cast(builder, args[1], sig.args[1], types.intp)
     start = builder.bitcast(array.data, VECTOR.as_pointer())
     return builder.gep(start, [row])
 
 
-def _check(array: Any) -> None:
+def check(array: Any) -> None:
     if not (isinstance(array, types.Array) and array.ndim == 2 and array.layout == "C" and array.dtype == types.float64):
         raise TypeError(f"lanes live in C-contiguous float64 arrays (entries, {LANES}), not in {array}")
 
@@ -158,10 +163,10 @@ def _check(array: Any) -> None:
 @emitted
 def load(typing_context: Any, array: Compiled, row: Compiled) -> Any:
     """array[row, :]"""
-    _check(array)
+    check(array)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_address(context, builder, sig, args), align=8)
+        return builder.load(address(context, builder, sig, args), align=8)
 
     return lanes(array, row), emit
 
@@ -169,10 +174,10 @@ def load(typing_context: Any, array: Compiled, row: Compiled) -> Any:
 @emitted
 def store(typing_context: Any, array: Compiled, row: Compiled, value: Compiled) -> Any:
     """array[row, :] = value; returns nothing"""
-    _check(array)
+    check(array)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(_vector(context, builder, sig.args[2], args[2]), _address(context, builder, sig, args), align=8)
+        builder.store(_vector(context, builder, sig.args[2], args[2]), address(context, builder, sig, args), align=8)
         return context.get_dummy_value()
 
     return types.void(array, row, value), emit
@@ -191,7 +196,7 @@ def _part(context: Any, builder: Any, kind: Any, array: Any, start: Any, stop: A
 @emitted
 def part(typing_context: Any, array: Compiled, first: Compiled, last: Compiled) -> Any:
     """array[first:last], borrowed: it must not outlive the array. A slice proper is ten times as much code."""
-    _check(array)
+    check(array)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         ends = (context.cast(builder, value, kind, types.intp) for value, kind in zip(args[1:], sig.args[1:], strict=True))
@@ -204,7 +209,7 @@ def part(typing_context: Any, array: Compiled, first: Compiled, last: Compiled) 
 def vector(typing_context: Any, memory: Compiled, k: Compiled) -> Any:
     """Vector k of a tuple (numbers (entries, LANES), starts, ...): numbers[starts[k] : starts[k + 1]], borrowed."""
     numbers, starts = memory.types[:2]
-    _check(numbers)
+    check(numbers)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         first = context.make_array(starts)(context, builder, builder.extract_value(args[0], 1)).data
@@ -273,22 +278,6 @@ def lane(typing_context: Any, value: Compiled, number: Compiled) -> Any:
 def insert(typing_context: Any, value: Compiled, number: Compiled, entry: Compiled) -> Any:
     """The vector with another float64 in one lane."""
     return lanes(value, number, entry), lambda context, builder, sig, args: builder.insert_element(args[0], args[2], args[1])
-
-
-@compiled
-def exp(a: Compiled) -> Compiled:
-    """The exponential, lane by lane."""
-    for j in range(LANES):
-        a = insert(a, j, np.exp(lane(a, j)))
-    return a
-
-
-@compiled
-def log(a: Compiled) -> Compiled:
-    """The natural logarithm, lane by lane."""
-    for j in range(LANES):
-        a = insert(a, j, np.log(lane(a, j)))
-    return a
 
 
 def aligned(entries: int) -> np.ndarray:

@@ -11,15 +11,11 @@ replaces a pivot whose magnitude falls below ``tiny``, or whose sign is wrong, b
 `refine` removes the effect of both, where the matrix is regular.
 
 >>> import numpy as np
->>> from cvxlayers.kernels.lanes import LANES
+>>> from cvxlayers.kernels.rows import solve_rows
 >>> symbolic = analyze(np.array([0, 0, 1]), np.array([0, 1, 3]), np.array([1.0, -1.0]))  # [[a, b], [b, c]]
->>> values = np.tile(np.array([[2.0], [1.0], [-1.0]]), LANES)
->>> factors = Factors.of(symbolic)
->>> factor(symbolic, values, 0.0, 0.0, 0.0, factors)
->>> z = np.tile(np.array([[3.0], [0.0]]), LANES)
->>> solve(symbolic, factors, z)
->>> z[:, 0].tolist()
-[1.0, 1.0]
+>>> z, error = solve_rows(symbolic, np.array([[2.0, 1.0, -1.0]]), np.array([[3.0, 0.0]]), 1e-8)
+>>> z.round(12).tolist()
+[[1.0, 1.0]]
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ import numpy as np
 import qdldl
 import scipy.sparse as sp
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, load, select, some, store
+from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, inner, load, select, some, store
 
 
 class Symbolic(NamedTuple):
@@ -164,7 +160,7 @@ def _fill_factor(
             scratch[2, k] += 1
 
 
-@compiled
+@inner
 def factor(symbolic: Compiled, values: Compiled, shift: Compiled, tiny: Compiled, large: Compiled, factors: Compiled) -> None:
     """Factor the matrices ``values`` (nnz, LANES), row by row of L (up-looking); the regularizations are those of the module."""
     starts, rows, entries = symbolic.starts, symbolic.rows, symbolic.entries
@@ -200,7 +196,7 @@ def factor(symbolic: Compiled, values: Compiled, shift: Compiled, tiny: Compiled
         store(inverse, k, 1.0 / pivot)
 
 
-@compiled
+@inner
 def solve(symbolic: Compiled, factors: Compiled, z: Compiled) -> None:
     """Solve with the factors in place: z (N, LANES) comes as the right-hand side and leaves as the solution."""
     permutation, column_starts, column_rows = symbolic.permutation, symbolic.column_starts, symbolic.column_rows
@@ -224,7 +220,7 @@ def solve(symbolic: Compiled, factors: Compiled, z: Compiled) -> None:
         store(work, k, 0.0)
 
 
-@compiled
+@inner
 def residual(symbolic: Compiled, values: Compiled, z: Compiled, rhs: Compiled, out: Compiled) -> Compiled:
     """out = rhs - K z with the matrices as given, (N, LANES); returns the largest |out| of every lane, NaN where there is one."""
     indices, indptr = symbolic.indices, symbolic.indptr
@@ -242,7 +238,7 @@ def residual(symbolic: Compiled, values: Compiled, z: Compiled, rhs: Compiled, o
     return norm(out)
 
 
-@compiled
+@inner
 def norm(v: Compiled) -> Compiled:
     """The largest magnitude of every lane, NaN where there is one."""
     largest = full(0.0)
@@ -252,7 +248,7 @@ def norm(v: Compiled) -> Compiled:
     return largest
 
 
-@compiled
+@inner
 def refine(
     symbolic: Compiled, values: Compiled, factors: Compiled, rhs: Compiled, z: Compiled, left: Compiled, step: Compiled, most: Compiled,
     goal: Compiled,

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+from cvxlayers.kernels import nonnegative, semidefinite
 from cvxlayers.kernels.cones import center, enter, rescale
-from cvxlayers.kernels.lanes import Compiled, compiled, full, load, part, store, vector
+from cvxlayers.kernels.lanes import Compiled, full, inner, load, part, store, vector
 from cvxlayers.kernels.ldl import factor, refine
-from cvxlayers.kernels.memory import AX, AZ, CONSTANT, LEFT, OFFSET, PX, RHS, STEP, TRIAL, VALUES, XZ, B, Q, S
+from cvxlayers.kernels.memory import AX, AZ, CONSTANT, DS, LEFT, OFFSET, PX, RHS, STEP, TRIAL, VALUES, XZ, B, Q, S
 from cvxlayers.kernels.system import dot
 
 TINY, LARGE = 1e-13, 1e-7
@@ -17,7 +18,7 @@ EXACT = 1e-13
 """The relative residual of K that is refined no further."""
 
 
-@compiled
+@inner
 def constant(
     system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, out: Compiled
 ) -> None:
@@ -33,7 +34,7 @@ def constant(
     refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, out, left, trial, options.refinements, EXACT)
 
 
-@compiled
+@inner
 def start(
     system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, linear: Compiled, so: Compiled, three: Compiled, sd: Compiled
 ) -> None:  # fmt: skip
@@ -44,7 +45,7 @@ def start(
     n, m, xz, s, step = system.n, system.m, vector(memory, XZ), vector(memory, S), vector(memory, STEP)
     z = part(xz, n, n + m)
     center(s, z, linear, so, three, sd)
-    rescale(system, s, z, full(1.0), vector(memory, VALUES), linear, so, three, sd)
+    rescale(system, s, z, full(0.0) > 1.0, vector(memory, VALUES), linear, so, three, sd)
     if three is not None:  # cones without symmetry begin at their center
         for k in range(n):
             store(xz, k, 0.0)
@@ -63,7 +64,7 @@ def start(
     enter(z, linear, so, three, sd)
 
 
-@compiled
+@inner
 def direction(
     system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled,
     r_kappa: Compiled, slope: Compiled,
@@ -84,3 +85,24 @@ def direction(
     for k in range(n + m):
         store(step, k, load(step, k) + dtau * load(fixed, k))
     return dtau, -(r_kappa + kappa * dtau) / tau
+
+
+@inner
+def follow(system: Compiled, memory: Compiled, linear: Compiled, f: Compiled, tau: Compiled, dtau: Compiled, sd: Compiled) -> None:
+    """ds of a direction: -H dz - offset in linear rows and matrices, -f r_z - A dx + b dtau in others.
+
+    The two are equal but for rounding. Near the boundary of a curved cone H has eigenvalues of all sizes, and what is lost of H dz is of
+    the size of the largest; it is better lost from complementarity than from feasibility.
+    """
+    n, indices, indptr, values = system.n, system.indices, system.indptr, vector(memory, VALUES)
+    step, s, ds, b, Ax = vector(memory, STEP), vector(memory, S), vector(memory, DS), vector(memory, B), vector(memory, AX)
+    z, dz = part(vector(memory, XZ), n, n + system.m), part(step, n, n + system.m)
+    nonnegative.move(linear, s, z, dz, vector(memory, OFFSET), ds)
+    for block in range(len(system.blocks)):
+        for i in range(system.blocks[block, 0], system.blocks[block, 1]):
+            total = f * (load(Ax, i) + load(s, i) - load(b, i) * tau) - load(b, i) * dtau
+            for p in range(indptr[n + i], system.A_ends[i]):
+                total += load(values, p) * load(step, indices[p])
+            store(ds, i, -total)
+    if sd is not None:
+        semidefinite.move(sd, dz, vector(memory, OFFSET), ds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, load, select, smaller, store
+from cvxlayers.kernels.lanes import Compiled, full, inner, load, select, smaller, store
 
 
 class Linear(NamedTuple):
@@ -14,7 +14,7 @@ class Linear(NamedTuple):
     end: int
 
 
-@compiled
+@inner
 def center(linear: Compiled, s: Compiled, z: Compiled) -> None:
     """s = z = 1, in equations s = z = 0."""
     for i in range(linear.end):
@@ -23,7 +23,7 @@ def center(linear: Compiled, s: Compiled, z: Compiled) -> None:
         store(z, i, start)
 
 
-@compiled
+@inner
 def margin(linear: Compiled, v: Compiled, least: Compiled) -> Compiled:
     """The smallest entry of v in nonnegative rows, or ``least`` if that is smaller."""
     for i in range(linear.zero, linear.end):
@@ -31,14 +31,14 @@ def margin(linear: Compiled, v: Compiled, least: Compiled) -> Compiled:
     return least
 
 
-@compiled
+@inner
 def shift(linear: Compiled, v: Compiled, length: Compiled) -> None:
     """v += length in nonnegative rows."""
     for i in range(linear.zero, linear.end):
         store(v, i, load(v, i) + length)
 
 
-@compiled
+@inner
 def rescale(linear: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
     """Put -H into K."""
     n, indptr = system.n, system.indptr
@@ -48,7 +48,7 @@ def rescale(linear: Compiled, system: Compiled, s: Compiled, z: Compiled, values
         store(values, indptr[n + i + 1] - 1, -(load(s, i) / load(z, i)))
 
 
-@compiled
+@inner
 def move(linear: Compiled, s: Compiled, z: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
     """ds = -H dz - offset, zero in equations."""
     for i in range(linear.zero):
@@ -57,7 +57,7 @@ def move(linear: Compiled, s: Compiled, z: Compiled, dz: Compiled, offset: Compi
         store(ds, i, -(load(s, i) / load(z, i)) * load(dz, i) - load(offset, i))
 
 
-@compiled
+@inner
 def correct(linear: Compiled, s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, target: Compiled, offset: Compiled) -> None:
     """offset = s + (ds dz - target) / z: the second-order term of the predictor (ds, dz), and the way to s z = target."""
     for i in range(linear.zero):
@@ -66,7 +66,7 @@ def correct(linear: Compiled, s: Compiled, z: Compiled, ds: Compiled, dz: Compil
         store(offset, i, load(s, i) + (load(ds, i) * load(dz, i) - target) / load(z, i))
 
 
-@compiled
+@inner
 def longest(v: Compiled, dv: Compiled, first: Compiled, last: Compiled, most: Compiled) -> Compiled:
     """The longest step up to ``most`` that keeps v + step dv nonnegative in rows first ... last - 1."""
     step = full(1.0) * most

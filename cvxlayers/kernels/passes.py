@@ -10,7 +10,9 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-from numba import boolean, float64, njit, types, uint32, void
+from numba import boolean, float64, types, uint32, void
+
+from cvxlayers.kernels.disk import inner, typed
 
 VALUES = types.Array(float64, 2, "A", readonly=True)
 ROWS = types.Array(float64, 2, "C", readonly=True)
@@ -21,12 +23,11 @@ OUT = types.Array(float64, 2, "C")
 OUT1 = types.Array(float64, 1, "C")
 MASK = types.Array(boolean, 1, "C")
 
-compiled = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-
-@njit(**compiled)
+@inner
 def _symmetric(indptr, indices, P, x, out):
-    out[:] = 0.0
+    for j in range(len(out)):
+        out[j] = 0.0
     for j in range(len(indptr) - 1):
         lower = 0.0
         for k in range(indptr[j], indptr[j + 1]):
@@ -37,15 +38,16 @@ def _symmetric(indptr, indices, P, x, out):
         out[j] += lower
 
 
-@njit(**compiled)
+@inner
 def _times(indptr, indices, A, x, out):
-    out[:] = 0.0
+    for i in range(len(out)):
+        out[i] = 0.0
     for j in range(len(indptr) - 1):
         for k in range(indptr[j], indptr[j + 1]):
             out[indices[k]] += A[k] * x[j]
 
 
-@njit(**compiled)
+@inner
 def _transposed(indptr, indices, A, y, out):
     for j in range(len(indptr) - 1):
         total = 0.0
@@ -54,7 +56,7 @@ def _transposed(indptr, indices, A, y, out):
         out[j] = total
 
 
-@njit(void(ROWS, *PIECES, ROWS, OUT), **compiled)
+@typed(void(ROWS, *PIECES, ROWS, OUT))
 def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
     """out = base + p M', M (entries, size) in pieces as `cvxlayers.row_map.RowMap` cuts it; base and p (rows, ...) or (1, ...)."""
     for r in range(out.shape[0]):
@@ -70,7 +72,7 @@ def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
             line[rest[e]] = total
 
 
-@njit(void(*PIECES, ROWS, OUT), **compiled)
+@typed(void(*PIECES, ROWS, OUT))
 def collect(ones, columns, factors, rest, starts, indices, data, g, out):
     """out += g M, with M as in `combine`; out (rows, size), or (1, size) to collect all rows."""
     for r in range(g.shape[0]):
@@ -83,7 +85,7 @@ def collect(ones, columns, factors, rest, starts, indices, data, g, out):
                 line[indices[k]] += data[k] * value
 
 
-@njit(**compiled)
+@inner
 def _all_finite(a):
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
@@ -92,7 +94,7 @@ def _all_finite(a):
     return True
 
 
-@njit(boolean(VALUES, MASK), **compiled)
+@typed(boolean(VALUES, MASK))
 def finite(a, rows):
     """Clear the rows (rows,) of a with an entry that is not a finite number; whether there was none."""
     whole = True
@@ -104,34 +106,34 @@ def finite(a, rows):
     return whole
 
 
-@njit(boolean(*[VALUES] * 4), **compiled)
+@typed(boolean(*[VALUES] * 4))
 def all_finite(a, b, c, d):
     """Whether every entry is a finite number."""
     return _all_finite(a) and _all_finite(b) and _all_finite(c) and _all_finite(d)
 
 
-@njit(void(PLACE, PLACE, VALUES, VALUES, OUT), **compiled)
+@typed(void(PLACE, PLACE, VALUES, VALUES, OUT))
 def symmetric(indptr, indices, P, x, out):
     """out = P x, P stored as its upper triangle."""
     for r in range(out.shape[0]):
         _symmetric(indptr, indices, P[r], x[r], out[r])
 
 
-@njit(void(PLACE, PLACE, VALUES, VALUES, OUT), **compiled)
+@typed(void(PLACE, PLACE, VALUES, VALUES, OUT))
 def times(indptr, indices, A, x, out):
     """out = A x."""
     for r in range(out.shape[0]):
         _times(indptr, indices, A[r], x[r], out[r])
 
 
-@njit(void(PLACE, PLACE, VALUES, VALUES, OUT), **compiled)
+@typed(void(PLACE, PLACE, VALUES, VALUES, OUT))
 def transposed(indptr, indices, A, y, out):
     """out = A'y."""
     for r in range(out.shape[0]):
         _transposed(indptr, indices, A[r], y[r], out[r])
 
 
-@njit(**compiled)
+@inner
 def _greater(a, b):
     """The greater of |a| and b, NaN where one is."""
     a = abs(a)
@@ -141,7 +143,7 @@ def _greater(a, b):
 RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT)
 
 
-@njit(RESIDUALS, **compiled)
+@typed(RESIDUALS)
 def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, out):
     """out (5, rows): primal, dual, gap, objective and the worst of the first three, as `cvxlayers.products.Residuals` defines them.
 
@@ -176,7 +178,7 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
 
 
-@njit(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT1), **compiled)
+@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT1))
 def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
     """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them."""
     n, m = x.shape[1], y.shape[1]
@@ -199,7 +201,7 @@ def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kin
         error[r] = primal / max(length, 1e-8) + (dual + sign) / max(size, 1e-8)
 
 
-@njit(void(VALUES, VALUES, PLACE, OUT, OUT1), **compiled)
+@typed(void(VALUES, VALUES, PLACE, OUT, OUT1))
 def linearize(y, s, kind, values, margin):
     """For zero and nonnegative cones: the derivative (rows, m) of the dual cone's projection at v = y - s, and the relative margin."""
     for r in range(y.shape[0]):
@@ -216,12 +218,13 @@ def linearize(y, s, kind, values, margin):
         margin[r] = nearest / (1 + size)
 
 
-@njit(void(VALUES, VALUES, VALUES, *[PLACE] * 5, OUT), **compiled)
+@typed(void(VALUES, VALUES, VALUES, *[PLACE] * 5, OUT))
 def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries, out):
     """out (rows, nnz) = the entries of K that come from P, from d - 1 and from rows of diag(sqrt d) A that no rotation touches."""
-    out[:] = 0.0
     n = len(at_diagonal) - d.shape[1]
     for r in range(out.shape[0]):
+        for k in range(out.shape[1]):
+            out[r, k] = 0.0
         for k in range(len(at_P)):
             out[r, at_P[k]] = P[r, k]
         for i in range(d.shape[1]):
@@ -230,7 +233,7 @@ def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries,
             out[r, at_linear[k]] = A[r, linear_entries[k]] * sqrt(d[r, linear_rows[k]])
 
 
-@njit(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[PLACE] * 6, OUT), **compiled)
+@typed(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[PLACE] * 6, OUT))
 def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, positions, out):
     """out at ``positions`` = diag(root) U' A for equal cones: ``vectors`` U (rows, count, size, size), root (rows, count size).
 
@@ -260,7 +263,7 @@ def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, po
                     out[r, positions[k * pairs + start + j]] = length * turned[j]
 
 
-@njit(void(*[VALUES] * 4, *[PLACE] * 4, OUT, OUT), **compiled)
+@typed(void(*[VALUES] * 4, *[PLACE] * 4, OUT, OUT))
 def outer(x, y, u, w, P_indptr, P_indices, A_indptr, A_indices, dP, dA):
     """dP = -(u x' + x u')/2 (twice that off the diagonal) and dA = -(y u' + w x') on the stored entries."""
     for r in range(x.shape[0]):

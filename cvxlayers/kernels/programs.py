@@ -32,7 +32,7 @@ class Cones(NamedTuple):
         return (
             self.linear,
             self.second_order and SecondOrder.of(*self.second_order),
-            self.three_dimensional and ThreeDimensional.of(*self.three_dimensional),
+            self.three_dimensional and ThreeDimensional(*self.three_dimensional),
             self.semidefinite and Semidefinite.of(*self.semidefinite),
         )
 
@@ -40,12 +40,12 @@ class Cones(NamedTuple):
 def solve_programs(
     layout: Layout, cones: Cones, options: Options, jobs: int, P: np.ndarray, q: np.ndarray, A: np.ndarray, b: np.ndarray, rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Solve P (rows, nnzP), q (rows, n), A (rows, nnzA), b (rows, m): returns x, z, s and (status, iterations), (rows, 2).
+    """Solve P (rows, nnzP), q (rows, n), A (rows, nnzA), b (rows, m): returns x, z, s and (status, iterations, error), (rows, 3).
 
     P, q, A and b may have one row, which then serves all.
     """
     system = layout.system
-    found = np.empty((rows, system.n)), np.empty((rows, system.m)), np.empty((rows, system.m)), np.empty((rows, 2))
+    found = np.empty((rows, system.n)), np.empty((rows, system.m)), np.empty((rows, system.m)), np.empty((rows, 3))
 
     rows_of = (P, q, A, b, layout.P_entries, layout.A_entries, *found)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, inner, store
 from cvxlayers.kernels.ldl import Factors, Symbolic, factor, refine
 from cvxlayers.kernels.threads import run
 
 
-@compiled
+@inner
 def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[k, j] = source[LANES * block + j, k]; lanes beyond the last row repeat it. source (rows, entries), target (entries, LANES)."""
     rows, entries = source.shape
@@ -19,7 +19,7 @@ def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
             target[k, j] = source[row, k]
 
 
-@compiled
+@inner
 def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compiled) -> None:
     """target[places[k], j] = source[LANES * block + j, k], as `gather`."""
     rows, entries = source.shape
@@ -29,7 +29,7 @@ def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compi
             target[places[k], j] = source[row, k]
 
 
-@compiled
+@inner
 def scatter(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[LANES * block + j, k] = source[k, j] for the rows that exist; source (entries, LANES), target (rows, entries)."""
     rows, entries = target.shape

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, load, select, smaller, sqrt, store
+from cvxlayers.kernels.lanes import DEFINITE, Compiled, aligned, full, inner, load, select, smaller, sqrt, store
 
 
 class SecondOrder(NamedTuple):
@@ -36,7 +36,7 @@ class SecondOrder(NamedTuple):
         return SecondOrder(first, last, entries, expanded, aligned(int(last[-1])), aligned(len(first)))
 
 
-@compiled
+@inner
 def center(cones: Compiled, s: Compiled, z: Compiled) -> None:
     """s = z = (1, 0, ..., 0)."""
     for k in range(len(cones.first)):
@@ -46,7 +46,7 @@ def center(cones: Compiled, s: Compiled, z: Compiled) -> None:
             store(z, i, value)
 
 
-@compiled
+@inner
 def _tail(a: Compiled, b: Compiled, first: Compiled, last: Compiled) -> Compiled:
     """a_1'b_1."""
     total = full(0.0)
@@ -55,14 +55,14 @@ def _tail(a: Compiled, b: Compiled, first: Compiled, last: Compiled) -> Compiled
     return total
 
 
-@compiled
+@inner
 def _determinant(v: Compiled, first: Compiled, last: Compiled) -> Compiled:
     """v'Jv, computed as a product that keeps its sign."""
     length = sqrt(_tail(v, v, first, last))
     return (load(v, first) - length) * (load(v, first) + length)
 
 
-@compiled
+@inner
 def margin(cones: Compiled, v: Compiled, least: Compiled) -> Compiled:
     """The smallest v_0 - |v_1|, or ``least`` if that is smaller."""
     for k in range(len(cones.first)):
@@ -71,14 +71,14 @@ def margin(cones: Compiled, v: Compiled, least: Compiled) -> Compiled:
     return least
 
 
-@compiled
+@inner
 def shift(cones: Compiled, v: Compiled, length: Compiled) -> None:
     """v_0 += length."""
     for k in range(len(cones.first)):
         store(v, cones.first[k], load(v, cones.first[k]) + length)
 
 
-@compiled
+@inner
 def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
     """Find w and eta, and put -H into K."""
     n, indptr, places, w = system.n, system.indptr, system.H_entries, cones.w
@@ -120,23 +120,12 @@ def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, values:
                 for row in range(column):
                     store(values, places[entry], own * load(w, first + row))
                     entry += 1
-                store(values, places[entry], own * load(w, first + column) + (squared if column == 0 else -squared))
+                safe = DEFINITE * squared * (1.0 + 2.0 * square)
+                store(values, places[entry], own * load(w, first + column) + (squared if column == 0 else -squared) - safe)
                 entry += 1
 
 
-@compiled
-def move(cones: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
-    """ds = -H dz - offset."""
-    w = cones.w
-    for k in range(len(cones.first)):
-        first, last, eta = cones.first[k], cones.last[k], load(cones.eta, k)
-        along = 2.0 * (load(w, first) * load(dz, first) + _tail(w, dz, first, last))
-        for i in range(first, last):
-            own = load(dz, i) if i == first else -load(dz, i)
-            store(ds, i, eta * eta * (own - along * load(w, i)) - load(offset, i))
-
-
-@compiled
+@inner
 def _scale(cones: Compiled, k: Compiled, v: Compiled, sign: Compiled, out: Compiled) -> None:
     """out = W v (sign 1) or W^-1 v (sign -1); out may be v."""
     w, first, last, eta = cones.w, cones.first[k], cones.last[k], load(cones.eta, k)
@@ -148,7 +137,7 @@ def _scale(cones: Compiled, k: Compiled, v: Compiled, sign: Compiled, out: Compi
         store(out, i, factor * (load(v, i) + load(w, i) * along))
 
 
-@compiled
+@inner
 def correct(
     cones: Compiled, s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, target: Compiled, offset: Compiled, work: Compiled
 ) -> None:
@@ -174,7 +163,7 @@ def correct(
             store(offset, i, load(s, i) + load(offset, i))
 
 
-@compiled
+@inner
 def longest(cones: Compiled, v: Compiled, dv: Compiled, most: Compiled) -> Compiled:
     """The longest step up to ``most`` that keeps v + step dv in the cones: the first positive root of (v + step dv)'J(v + step dv)."""
     for k in range(len(cones.first)):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, load, part, select, smaller, some, sqrt, store
+from cvxlayers.kernels.lanes import DEFINITE, Compiled, aligned, full, inner, larger, load, part, select, smaller, some, sqrt, store
 from cvxlayers.kernels.small_dense import ROOT, cholesky, multiply, orthogonalize, unpack
 
 HALVINGS = 20
@@ -38,7 +38,7 @@ class Semidefinite(NamedTuple):
         return Semidefinite(first, order, entries, starts, aligned(int(starts[-1])), aligned(int(4 * order.max() ** 2)))
 
 
-@compiled
+@inner
 def center(cones: Compiled, s: Compiled, z: Compiled) -> None:
     """s = z = I."""
     for k in range(len(cones.first)):
@@ -51,7 +51,7 @@ def center(cones: Compiled, s: Compiled, z: Compiled) -> None:
                 at += 1
 
 
-@compiled
+@inner
 def margin(cones: Compiled, v: Compiled, least: Compiled) -> Compiled:
     """A number below the smallest eigenvalue (Gershgorin's), or ``least`` if that is smaller."""
     for k in range(len(cones.first)):
@@ -66,7 +66,7 @@ def margin(cones: Compiled, v: Compiled, least: Compiled) -> Compiled:
     return least
 
 
-@compiled
+@inner
 def shift(cones: Compiled, v: Compiled, length: Compiled) -> None:
     """v += length I."""
     for k in range(len(cones.first)):
@@ -75,32 +75,19 @@ def shift(cones: Compiled, v: Compiled, length: Compiled) -> None:
             store(v, at, load(v, at) + length)
 
 
-@compiled
-def _scaling(cones: Compiled, k: Compiled) -> Compiled:
-    """R, R^-1 and lambda of a cone."""
-    start, size = cones.starts[k], cones.order[k] ** 2
-    return (
-        part(cones.scaling, start, start + size),
-        part(cones.scaling, start + size, start + 2 * size),
-        part(cones.scaling, start + 2 * size, cones.starts[k + 1]),
-    )
-
-
-@compiled
-def _work(cones: Compiled, k: Compiled, number: Compiled) -> Compiled:
-    """Scratch matrix 0, 1, 2 or 3."""
-    size = cones.order[k] ** 2
-    return part(cones.work, number * size, (number + 1) * size)
-
-
-@compiled
+@inner
 def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, values: Compiled) -> None:
     """Find R, R^-1 and lambda, and put -H into K."""
     places = system.H_entries
     for k in range(len(cones.first)):
         first, order, entry = cones.first[k], cones.order[k], cones.entries[k]
-        R, inverse, values_k = _scaling(cones, k)
-        matrix, lower, G = _work(cones, k, 0), _work(cones, k, 1), _work(cones, k, 2)
+        start, size = cones.starts[k], cones.order[k] ** 2
+        R = part(cones.scaling, start, start + size)
+        inverse = part(cones.scaling, start + size, start + 2 * size)
+        values_k = part(cones.scaling, start + 2 * size, cones.starts[k + 1])
+        matrix = part(cones.work, 0, size)
+        lower = part(cones.work, size, 2 * size)
+        G = part(cones.work, 2 * size, 3 * size)
         unpack(s, first, order, matrix)
         cholesky(matrix, order, R)
         unpack(z, first, order, matrix)
@@ -119,6 +106,10 @@ def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, values:
                 store(R, i * order + j, load(R, i * order + j) / root)
                 store(inverse, j * order + i, load(inverse, j * order + i) / (value * root))
         multiply(R, R, order, False, True, G)
+        safe = full(0.0)
+        for j in range(order):
+            safe = larger(load(G, j * order + j), safe)
+        safe = 0.2 * DEFINITE * safe * safe
         for j in range(order):
             for i in range(j + 1):
                 outer = 1.0 if i == j else 2.0 * ROOT
@@ -127,11 +118,11 @@ def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, values:
                         scale = -0.5 * outer if a == b else -ROOT * outer
                         one = load(G, i * order + a) * load(G, j * order + b)
                         two = load(G, i * order + b) * load(G, j * order + a)
-                        store(values, places[entry], scale * (one + two))
+                        store(values, places[entry], scale * (one + two) - (1.0 if a == i and b == j else 0.0) * safe)
                         entry += 1
 
 
-@compiled
+@inner
 def _pack(matrix: Compiled, order: Compiled, first: Compiled, sign: Compiled, out: Compiled) -> None:
     """out = sign times the packed symmetric part of a matrix - out."""
     at = first
@@ -143,13 +134,16 @@ def _pack(matrix: Compiled, order: Compiled, first: Compiled, sign: Compiled, ou
         at += 1
 
 
-@compiled
+@inner
 def move(cones: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
     """ds = -H dz - offset."""
     for k in range(len(cones.first)):
         first, order = cones.first[k], cones.order[k]
-        R, _, _ = _scaling(cones, k)
-        G, matrix, product = _work(cones, k, 0), _work(cones, k, 1), _work(cones, k, 2)
+        start, size = cones.starts[k], order**2
+        R = part(cones.scaling, start, start + size)
+        G = part(cones.work, 0, size)
+        matrix = part(cones.work, size, 2 * size)
+        product = part(cones.work, 2 * size, 3 * size)
         for i in range(order * (order + 1) // 2):
             store(ds, first + i, load(offset, first + i))
         multiply(R, R, order, False, True, G)
@@ -159,11 +153,13 @@ def move(cones: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
         _pack(matrix, order, first, -1.0, ds)
 
 
-@compiled
+@inner
 def _scaled(cones: Compiled, k: Compiled, v: Compiled, primal: Compiled, out: Compiled, work: Compiled) -> None:
     """out = R^-1 V R^-T if ``primal``, else R'V R."""
     order = cones.order[k]
-    R, inverse, _ = _scaling(cones, k)
+    start, size = cones.starts[k], cones.order[k] ** 2
+    R = part(cones.scaling, start, start + size)
+    inverse = part(cones.scaling, start + size, start + 2 * size)
     unpack(v, cones.first[k], order, out)
     if primal:
         multiply(inverse, out, order, False, False, work)
@@ -173,13 +169,18 @@ def _scaled(cones: Compiled, k: Compiled, v: Compiled, primal: Compiled, out: Co
         multiply(work, R, order, False, False, out)
 
 
-@compiled
+@inner
 def correct(cones: Compiled, s: Compiled, ds: Compiled, dz: Compiled, target: Compiled, offset: Compiled) -> None:
     """offset = s + W (lambda \\ (W^-1 ds o W dz - target I))."""
     for k in range(len(cones.first)):
         first, order = cones.first[k], cones.order[k]
-        R, _, values = _scaling(cones, k)
-        A, B, C, work = _work(cones, k, 0), _work(cones, k, 1), _work(cones, k, 2), _work(cones, k, 3)
+        start, size = cones.starts[k], cones.order[k] ** 2
+        R = part(cones.scaling, start, start + size)
+        values = part(cones.scaling, start + 2 * size, cones.starts[k + 1])
+        A = part(cones.work, 0, size)
+        B = part(cones.work, size, 2 * size)
+        C = part(cones.work, 2 * size, 3 * size)
+        work = part(cones.work, 3 * size, 4 * size)
         _scaled(cones, k, ds, True, A, work)
         _scaled(cones, k, dz, False, B, work)
         multiply(A, B, order, False, False, C)
@@ -198,7 +199,7 @@ def correct(cones: Compiled, s: Compiled, ds: Compiled, dz: Compiled, target: Co
         _pack(C, order, first, 1.0, offset)
 
 
-@compiled
+@inner
 def _definite(matrix: Compiled, values: Compiled, order: Compiled, step: Compiled, work: Compiled, factor: Compiled) -> Compiled:
     """Where diag(values) + step * matrix is positive definite."""
     for i in range(order):
@@ -210,13 +211,16 @@ def _definite(matrix: Compiled, values: Compiled, order: Compiled, step: Compile
     return cholesky(work, order, factor) > 0.0
 
 
-@compiled
+@inner
 def longest(cones: Compiled, v: Compiled, primal: Compiled, most: Compiled) -> Compiled:
     """A step up to ``most`` that keeps s + step v (``primal``) or z + step v in the cones: the longest, up to bisection."""
     for k in range(len(cones.first)):
         order = cones.order[k]
-        _, _, values = _scaling(cones, k)
-        matrix, work, factor = _work(cones, k, 0), _work(cones, k, 1), _work(cones, k, 2)
+        start, size = cones.starts[k], cones.order[k] ** 2
+        values = part(cones.scaling, start + 2 * size, cones.starts[k + 1])
+        matrix = part(cones.work, 0, size)
+        work = part(cones.work, size, 2 * size)
+        factor = part(cones.work, 2 * size, 3 * size)
         _scaled(cones, k, v, primal, matrix, work)
         good = _definite(matrix, values, order, most, work, factor)
         if some(~good):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, load, select, some, sqrt, store
+from cvxlayers.kernels.lanes import Compiled, full, inner, load, select, some, sqrt, store
 
 ROOT = 0.7071067811865476
 SWEEPS = 30
@@ -10,7 +10,7 @@ ORTHOGONAL = 1e-15
 """Columns whose cosine is below this are left alone, so that a lane that has converged is not touched again."""
 
 
-@compiled
+@inner
 def unpack(v: Compiled, first: Compiled, order: Compiled, out: Compiled) -> None:
     """The symmetric matrix whose upper triangle lies in v from ``first`` on, by columns, off-diagonal entries times sqrt 2."""
     at = first
@@ -24,7 +24,7 @@ def unpack(v: Compiled, first: Compiled, order: Compiled, out: Compiled) -> None
         at += 1
 
 
-@compiled
+@inner
 def multiply(a: Compiled, b: Compiled, order: Compiled, a_turned: Compiled, b_turned: Compiled, out: Compiled) -> None:
     """out = A B, with A or B transposed where asked; out is another matrix."""
     for i in range(order):
@@ -36,7 +36,7 @@ def multiply(a: Compiled, b: Compiled, order: Compiled, a_turned: Compiled, b_tu
             store(out, i * order + j, total)
 
 
-@compiled
+@inner
 def cholesky(a: Compiled, order: Compiled, out: Compiled) -> Compiled:
     """out = L, lower triangular with L L' = A; returns the smallest pivot (meaningless below zero)."""
     least = full(1e300)
@@ -59,7 +59,7 @@ def cholesky(a: Compiled, order: Compiled, out: Compiled) -> Compiled:
     return least
 
 
-@compiled
+@inner
 def orthogonalize(y: Compiled, x: Compiled, order: Compiled) -> None:
     """Rotate the columns of Y until they are orthogonal, those of X along with them: Y V and X V (one-sided Jacobi).
 

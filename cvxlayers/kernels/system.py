@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, compiled, full, load, store
+from cvxlayers.kernels.lanes import Compiled, full, inner, load, store
 from cvxlayers.kernels.ldl import Symbolic, analyze
 
 DENSE = 5
@@ -90,14 +90,14 @@ class Layout:
         return Layout(system, analyze(keys % size, indptr, signs), place[:nnzP], place[nnzP : nnzP + nnzA], starts)
 
 
-@compiled
+@inner
 def clear(v: Compiled) -> None:
     """v = 0."""
     for i in range(len(v)):
         store(v, i, 0.0)
 
 
-@compiled
+@inner
 def dot(a: Compiled, b: Compiled) -> Compiled:
     """The inner product in every lane."""
     total = full(0.0)
@@ -106,7 +106,7 @@ def dot(a: Compiled, b: Compiled) -> Compiled:
     return total
 
 
-@compiled
+@inner
 def products(system: Compiled, values: Compiled, xz: Compiled, Px: Compiled, Az: Compiled, Ax: Compiled) -> None:
     """Px = P x, Az = A'z, Ax = A x for xz = (x, z, ...)."""
     n, m, indices, indptr = system.n, system.m, system.indices, system.indptr

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, larger, load, select, sqrt, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, larger, load, select, sqrt, store
 from cvxlayers.kernels.ldl import Factors, Symbolic, factor, norm, refine, residual
 from cvxlayers.kernels.threads import run
 
@@ -103,7 +103,7 @@ def period(values: Compiled) -> Compiled:
     return rows
 
 
-@compiled
+@inner
 def gather_rows(source: Compiled, rows: Compiled, repeated: Compiled, target: Compiled) -> None:
     """target[k, j] = source[rows[j] % repeated, k]."""
     for j in range(LANES):
@@ -112,7 +112,7 @@ def gather_rows(source: Compiled, rows: Compiled, repeated: Compiled, target: Co
             target[k, j] = source[row, k]
 
 
-@compiled
+@inner
 def scatter_rows(source: Compiled, rows: Compiled, target: Compiled) -> None:
     """target[rows[j], k] = source[k, j]."""
     for j in range(LANES):
@@ -120,7 +120,7 @@ def scatter_rows(source: Compiled, rows: Compiled, target: Compiled) -> None:
             target[rows[j], k] = source[k, j]
 
 
-@compiled
+@inner
 def _alike(one: Compiled, other: Compiled, repeated: Compiled) -> Compiled:
     for j in range(LANES):
         if one[j] % repeated != other[j] % repeated:
@@ -169,7 +169,7 @@ def _solve(
     return factored
 
 
-@compiled
+@inner
 def equilibrate(symbolic: Compiled, numbers: Compiled, scaled: Compiled, scale: Compiled, largest: Compiled) -> None:
     """scale (N, LANES) = e and scaled = diag(e) K diag(e) for K = numbers (nnz, LANES); ``largest`` (N, LANES) is to work in."""
     indices, indptr = symbolic.indices, symbolic.indptr

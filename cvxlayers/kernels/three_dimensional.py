@@ -6,9 +6,9 @@ algorithm for nonsymmetric exponential-cone optimization", 2022) has H z = s and
 
     H = s s' / s'z + d d' / d'e + mu det(f*'') c c' / (3 (z~'f*''z~ - 3 mu~^2)),    d = s - mu s~,  e = z - mu z~,  c = z x z~.
 
-On the central path s = mu s~, z = mu z~, and there, where the second term is 0 / 0, H = mu f*''(z) takes over. The corrector's offset is
-s + sigma mu f*'(z) - f*'''(z)[dz, f*''(z)^-1 ds] / 2. A step is shortened until both points are inside, and not too far from the central
-path: 1 / mu~ >= NEAR mu, with the mean mu of all cones.
+On the central path s = mu s~, z = mu z~, and there, where the second term is 0 / 0, H = mu f*''(z) takes over, as it does in lanes whose
+steps have become short (`interior.SLOW`). The corrector's offset is s + sigma mu f*'(z) - f*'''(z)[dz, f*''(z)^-1 ds] / 2. A step is
+shortened until both points are inside, and not too far from the central path: 1 / mu~ >= NEAR mu, with the mean mu of all cones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cvxlayers.kernels.barriers import CENTER, conjugate, gradient, hessian, inside, inside_dual, third, unbend
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, load, select, some, store
+from cvxlayers.kernels.lanes import DEFINITE, Compiled, full, inner, load, select, some, store
 
 NEAR = 0.03
 SHORTER = 0.8
@@ -27,20 +27,14 @@ TRIALS = 100
 
 
 class ThreeDimensional(NamedTuple):
-    """The cones' first rows, where their H begins in the system's ``H_entries``, their numbers (`barriers`), and H (6 per cone)."""
+    """The cones' first rows, where their H begins in the system's ``H_entries``, and their numbers (`barriers`)."""
 
     first: np.ndarray
     entries: np.ndarray
     alpha: np.ndarray
-    H: np.ndarray
-
-    @staticmethod
-    def of(first: np.ndarray, entries: np.ndarray, alpha: np.ndarray) -> ThreeDimensional:
-        """With memory for the scaling of one block."""
-        return ThreeDimensional(first, entries, alpha, aligned(6 * len(first)))
 
 
-@compiled
+@inner
 def center(cones: Compiled, s: Compiled, z: Compiled) -> None:
     """s = z = -f*'(z)."""
     for k in range(len(cones.first)):
@@ -56,31 +50,31 @@ def center(cones: Compiled, s: Compiled, z: Compiled) -> None:
                 store(v, first + 2, 0.0)
 
 
-@compiled
+@inner
 def _take(v: Compiled, first: Compiled) -> Compiled:
     return load(v, first), load(v, first + 1), load(v, first + 2)
 
 
-@compiled
+@inner
 def _dot(a: Compiled, b: Compiled) -> Compiled:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@compiled
+@inner
 def _cross(a: Compiled, b: Compiled) -> Compiled:
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@compiled
+@inner
 def _times(h: Compiled, v: Compiled) -> Compiled:
     """The symmetric matrix (00, 01, 11, 02, 12, 22) times a vector."""
     return h[0] * v[0] + h[1] * v[1] + h[3] * v[2], h[1] * v[0] + h[2] * v[1] + h[4] * v[2], h[3] * v[0] + h[4] * v[1] + h[5] * v[2]
 
 
-@compiled
-def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, mu: Compiled, values: Compiled) -> None:
-    """Find H and put -H into K; ``mu`` is the mean of all cones."""
-    places, H = system.H_entries, cones.H
+@inner
+def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, dual: Compiled, values: Compiled) -> None:
+    """Find H and put -H into K; in the lanes ``dual`` it is mu f*''(z)."""
+    places = system.H_entries
     for k in range(len(cones.first)):
         first, a, entry = cones.first[k], cones.alpha[k], cones.entries[k]
         sk, zk = _take(s, first), _take(z, first)
@@ -94,30 +88,21 @@ def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, mu: Com
         c = _cross(zk, shadow_z)
         across = _dot(d, e)
         left = _dot(shadow_z, _times(f2, shadow_z)) - 3.0 * shadow * shadow
-        usable = (own * shadow - 1.0 > 1e-8) & (left > 1e-12 * shadow * shadow) & (across > 0.0)
+        usable = ~dual & (own * shadow - 1.0 > 1e-8) & (left > 1e-12 * shadow * shadow) & (across > 0.0)
         one, two, three = 1.0 / product, 1.0 / across, own * determinant / (3.0 * left)
+        safe = full(0.0)
+        for i in range(3):
+            safe += select(usable, sk[i] * sk[i] * one + d[i] * d[i] * two + c[i] * c[i] * three, own * f2[2 * i + i // 2])
         at = 0
         for column in range(3):
             for row in range(column + 1):
                 scaled = sk[row] * sk[column] * one + d[row] * d[column] * two + c[row] * c[column] * three
                 value = select(usable, scaled, own * f2[at])
-                store(H, 6 * k + at, value)
-                store(values, places[entry + at], -value)
+                store(values, places[entry + at], -value - (DEFINITE if row == column else 0.0) * safe)
                 at += 1
 
 
-@compiled
-def move(cones: Compiled, dz: Compiled, offset: Compiled, ds: Compiled) -> None:
-    """ds = -H dz - offset."""
-    for k in range(len(cones.first)):
-        first, H = cones.first[k], cones.H
-        h = (load(H, 6 * k), load(H, 6 * k + 1), load(H, 6 * k + 2), load(H, 6 * k + 3), load(H, 6 * k + 4), load(H, 6 * k + 5))
-        product = _times(h, _take(dz, first))
-        for i in range(3):
-            store(ds, first + i, -product[i] - load(offset, first + i))
-
-
-@compiled
+@inner
 def correct(cones: Compiled, s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, target: Compiled, offset: Compiled) -> None:
     """The offset of the corrected step."""
     for k in range(len(cones.first)):
@@ -131,7 +116,7 @@ def correct(cones: Compiled, s: Compiled, z: Compiled, ds: Compiled, dz: Compile
             store(offset, first + j, load(s, first + j) - target * slope[j] - 0.5 * bend[j])
 
 
-@compiled
+@inner
 def shorten(
     cones: Compiled, s: Compiled, z: Compiled, ds: Compiled, dz: Compiled, near: Compiled, mu: Compiled, first_order: Compiled,
     second_order: Compiled, step: Compiled,
