@@ -215,7 +215,7 @@ def test_positional_arguments(backend: str) -> None:
         (None, {"solve_method": "Clarabel"}, "CLARABEL", []),
         ("DIFFCP", {"solve_method": "SCS"}, "DIFFCP", []),
         (cp.SCS, {"eps": 1e-9, "max_iters": 20_000, "acceleration_lookback": 0}, "SCS", []),
-        (None, {"eps": 1e-9, "max_iters": 200, "acceleration_lookback": 0}, "DAQP", ["acceleration_lookback"]),
+        (None, {"eps": 1e-9, "max_iters": 200, "acceleration_lookback": 0}, "ACTIVE_SET", ["acceleration_lookback"]),
         ("CLARABEL", {"mode": "dense", "n_jobs_forward": 1, "n_jobs_backward": 1}, "CLARABEL", ["mode", "n_jobs_backward"]),
         ("clarabel", {"n_jobs_forward": 2}, "CLARABEL", []),
     ],

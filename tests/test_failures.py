@@ -48,6 +48,12 @@ def spoiled(which: str, row: int, value: float) -> list[np.ndarray]:
     return values
 
 
+def outside() -> list[np.ndarray]:
+    """Every point outside every bound: no solver can stop after one step, not even an active set."""
+    p, *others = good()
+    return [11 * p, *others]
+
+
 def call(layer: CvxpyLayer, values: list[np.ndarray], **options: Any) -> tuple[list[np.ndarray], list[np.ndarray], Info]:
     """Outputs, gradients of sum w out^2 (NaN outputs have NaN cotangents) and info."""
     tensors = [torch.tensor(value, requires_grad=True) for value in values]
@@ -160,7 +166,7 @@ def test_rows_at_the_iteration_limit(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_all_rows_at_the_iteration_limit(solver: str) -> None:
-    outcome = call(box(solver), good(), solver_args={"max_iters": 1})
+    outcome = call(box(solver), outside(), solver_args={"max_iters": 1})
     np.testing.assert_array_equal(outcome[2].status, Status.ITERATION_LIMIT)
     assert_failed([0, 1, 2, 3], outcome)
 
@@ -267,7 +273,8 @@ def test_raise_names_every_status_and_not_every_row() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_return_hands_out_the_last_iterate_with_a_warning_and_no_gradient(solver: str) -> None:
-    values = spoiled("p", 1, np.nan)
+    values = outside()
+    values[0][1, 1] = np.nan
     with pytest.warns(
         InaccurateWarning, match=r"rows 0, 2, 3 of 4: ITERATION_LIMIT.*row 1 of 4: INVALID.*last iterates.*zero gradient"
     ) as caught:

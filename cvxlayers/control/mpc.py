@@ -52,7 +52,7 @@ class MPC:
     >>> import numpy as np
     >>> from cvxlayers.control.models import LinearDynamics, QuadraticCost
     >>> mpc = MPC(LinearDynamics(np.ones((1, 2))), QuadraticCost(np.eye(2)), horizon=3, n_state=1, n_ctrl=1, u_lower=-0.4)
-    >>> mpc(np.ones((1, 1))).u[:, 0, 0].round(6).tolist()
+    >>> (mpc(np.ones((1, 1))).u[:, 0, 0].round(6) + 0.0).tolist()
     [-0.4, -0.3, 0.0]
     """
 

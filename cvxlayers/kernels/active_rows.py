@@ -27,7 +27,7 @@ from cvxlayers.kernels.active_measures import (
     largest,
 )
 from cvxlayers.kernels.active_scaling import gather, power_of_two, typical
-from cvxlayers.kernels.active_set import ERROR, INACCURATE, PRIMAL, row_of, solve
+from cvxlayers.kernels.active_set import ERROR, INACCURATE, LIMIT, PRIMAL, row_of, solve
 from cvxlayers.kernels.disk import inlined
 from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, load, select, sqrt, store
 from cvxlayers.kernels.matrices import factor
@@ -115,7 +115,7 @@ def solve_rows(
         if not known:  # what was made is for this row alone
             held_P[len(P[at])] = 0.0
         status[row], steps[row] = code, count
-        if code > INACCURATE:
+        if code > INACCURATE and code != LIMIT:
             x[row], y[row], s[row] = np.nan, np.nan, np.nan
             continue
         for j in range(n):

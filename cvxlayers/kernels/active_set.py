@@ -234,7 +234,7 @@ def solve(
         for j in range(tall):
             store(N, ALLOW * height + j, (abs(load(N, b + j)) + abs(load(N, s + j))) * NOISE + tolerance * unit)
         status, k, steps = climb(N, shape, kept, k, steps, limit)
-        if status != SOLVED:
+        if status != SOLVED and status != LIMIT:
             return status, steps, k
         backward(N, F, rows, stride, width, INVERSE * height, GONE * height)
         for j in range(width):
@@ -249,6 +249,8 @@ def solve(
             for j in range(tall):
                 store(N, DUAL * height + j, load(N, Y * height + j))
                 store(N, LEFT * height + j, load(N, s + j))
+        if status == LIMIT:
+            return LIMIT if least < np.inf else ERROR, steps, k
         if error <= max(GOAL, 0.1 * tolerance) or not error < np.inf or (not shifted and error > 0.5 * before):
             break
         before = error
