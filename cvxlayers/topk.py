@@ -11,7 +11,6 @@ zero gradient, and the other rows are untouched. Integers, and arrays without a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -19,8 +18,7 @@ import numpy as np
 
 from cvxlayers.backend import NUMPY, Verbs, backend_of
 from cvxlayers.compiled import kernels
-
-LIMIT = 4400  # of steps: every other one of them halves the bracket, 2100 times from the range of double precision to its spacing
+from cvxlayers.thresholds import floats, increasing_root
 
 
 def softmax(x: Any) -> Any:
@@ -118,7 +116,7 @@ def constrained_sparsemax(x: Any, upper: Any) -> Any:
             return value, xp.where(slope > 0, -value / xp.where(slope > 0, slope, xp.ones_like(nu)), math.inf)
 
         first, last = -xp.max(x, axis=-1, keepdims=True), xp.max(upper - x, axis=-1, keepdims=True)
-        return (_increasing_root(verbs, evaluate, first, first, last, 8 * eps),)
+        return (increasing_root(verbs, evaluate, first, first, last, 8 * eps),)
 
     (nu,) = verbs.constant(find, (1, 1), x, upper)
     y = x + nu
@@ -205,7 +203,7 @@ def _searched(verbs: Verbs, z: Any, k: float) -> Any:
             steep = slope > eps
             return total - target, xp.where(steep, (wanted - log_odds(total)) / xp.where(steep, slope, xp.ones_like(nu)), math.inf)
 
-        return _increasing_root(verbs, evaluate, start, wanted - most, wanted - least, 8 * eps * max(k, 1))
+        return increasing_root(verbs, evaluate, start, wanted - most, wanted - least, 8 * eps * max(k, 1))
 
     # Again with the score next to the threshold as the origin: what counts are the small differences of the scores there.
     nu = root(z, least, most, wanted - most / 2 - least / 2)
@@ -244,41 +242,6 @@ def _hard(verbs: Verbs, x: Any, k: float) -> Any:
     y = y + xp.where(xp.isfinite(x), x, zero) * 0
     possible = (least > -math.inf) & ((least < math.inf) | (share >= 1)) & ~xp.any(xp.isnan(x), axis=-1, keepdims=True)
     return _rows_with(verbs, possible, y)[0]
-
-
-def _increasing_root(verbs: Verbs, evaluate: Callable, nu: Any, low: Any, high: Any, tolerance: float) -> Any:
-    """The roots (*batch, 1) in [low, high] of increasing functions, from nu on; ``evaluate(nu)`` gives values and the steps of Newton.
-
-    A step that would leave the bracket becomes a bisection, and so does every other one of a search that is long; a row stops where its
-    value is within the tolerance or its bracket cannot be divided.
-    """
-    xp = verbs.xp
-
-    def body(nu: Any, low: Any, high: Any, _: Any, count: Any) -> tuple[Any, ...]:
-        value, step = evaluate(nu)
-        low, high = xp.where(value < 0, nu, low), xp.where(value < 0, high, nu)
-        fast = (nu + step > low) & (nu + step < high) & ((count < 20) | (count % 2 == 0))
-        new = xp.where(fast, nu + step, low / 2 + high / 2)
-        going = (xp.abs(value) > tolerance) & (new != nu)
-        return xp.where(going, new, nu), low, high, going, count + 1
-
-    state = (nu, low, high, nu == nu, 0)
-    return verbs.loop(lambda nu, low, high, going, count: xp.any(going) & (count < LIMIT), body, state)[0]
-
-
-def floats(*arrays: Any) -> tuple[Verbs, list[Any]]:
-    """The arrays in one framework and dtype, that of the first which is not NumPy's, and broadcast to one shape."""
-    host = np.asarray(arrays[0], dtype=None if hasattr(arrays[0], "dtype") else float) if backend_of(arrays[0]) is NUMPY else None
-    like: Any = next((a for a in arrays if backend_of(a) is not NUMPY), host)
-    verbs = backend_of(like).verbs
-    if "float" not in str(like.dtype):
-        raise ValueError(f"got an array of dtype {like.dtype}; wanted a floating one")
-    cast = [verbs.asarray(a, like) for a in arrays]
-    if not len(cast[0].shape):
-        raise ValueError("got a number; wanted an array with a last axis")
-    if any(len(a.shape) and a.shape[-1] not in (1, cast[0].shape[-1]) for a in cast[1:]):
-        raise ValueError(f"got arrays of shapes {[tuple(a.shape) for a in cast]}; wanted last axes of one length")
-    return verbs, [sum((verbs.xp.zeros_like(b) for b in cast if b is not a), start=a) for a in cast]
 
 
 def _sum(verbs: Verbs, x: Any) -> Any:

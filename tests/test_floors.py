@@ -32,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [
         *("kernels.lml", "kernels.box"),
     ),
     ("kernels.interior", "kernels.active_rows"),
-    ("kernels.programs",),
+    ("kernels.programs", "thresholds"),
     (
         *("topk", "implicit", "control.expand", "control.options", "control.plan", "control.riccati", "row_map"),
         *("cones.root", "cones.linear", "cones.second_order", "cones.semidefinite", "cones.three_dimensional"),
@@ -47,7 +47,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("solvers.interior_cpu", "solvers.active_set"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers", "control.conditions"),
     ("failures", "host", "verdict", "control.ilqr", "control.curvature", "solvers.warmup"),
-    ("conic",),
+    ("conic", "control.line_search"),
     ("conic_map", "layer", "pairs", "rules", "control.lqr"),
     ("interface", "control.solved", "control.staged"),
     ("control.sqp",),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cvxlayers.backend import Verbs
-from cvxlayers.topk import floats, lml
+from cvxlayers.thresholds import floats
+from cvxlayers.topk import lml
 
 
 class Trace(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 from cvxlayers.backend import backend_of
 from cvxlayers.control import conditions, curvature, ilqr, sqp
 from cvxlayers.control.expand import gradient
+from cvxlayers.control.line_search import may
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
 from cvxlayers.control.problem import BOUNDS, Problem, Program, arrays_of, check, leaves_of, program_of, widths_of, with_leaves
@@ -114,7 +115,7 @@ class MPC:
             )
             (w, y, s), told = verbs.call(maps.solve, *data, on_failure="nan", return_info=True)
             failure = sqp.failure_of(w, told.status)
-            if isinstance(maps.solve.conic.solver, Staged) and not sqp.may(verbs, failure > 0):
+            if isinstance(maps.solve.conic.solver, Staged) and not may(verbs, failure > 0):
                 convex = failure == failure  # stages solve rows whose Hessian is positive definite on what is free
             else:
                 convex = curvature.free_minimum(program)
@@ -193,7 +194,7 @@ class MPC:
         tau, held = transcription.stages_of(w), {}
         at, y, s = verbs.stop(tau), verbs.stop(y), verbs.stop(s)
         parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, failure > 0
-        point = conditions.expand(program, at, parts, None if convex is not None and not sqp.may(verbs, ~convex) else "lagrangian")
+        point = conditions.expand(program, at, parts, None if convex is not None and not may(verbs, ~convex) else "lagrangian")
         violation = verbs.stop(sqp.finite(conditions.distance(program, at, point, parts)))
         minimum = convex if point.H is None else curvature.minimum(program, point, parts)
         minimum = violation == violation if minimum is None else minimum & (violation == violation)

@@ -15,16 +15,15 @@ import numpy as np
 from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.control import curvature, ilqr
-from cvxlayers.control.conditions import FLOOR, Expansion, distance, excess, expand, objective, right_sides
+from cvxlayers.control.conditions import FLOOR, Expansion, distance, expand, right_sides
 from cvxlayers.control.expand import convexified
+from cvxlayers.control.line_search import may, search
 from cvxlayers.control.problem import Program
 from cvxlayers.control.riccati import times
 from cvxlayers.control.solved import SolvedMap
 from cvxlayers.control.transcription import Transcription
 from cvxlayers.errors import Status
 
-STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of the line search, all tried at once; the long ones follow valleys
-DECREASE = 1e-4  # share of the merit's slope that a step must gain
 CLOSE = 0.1  # from this violation on Newton steps are tried
 FORGET = 0.1  # what remains of the last penalty at least
 RELIEF = 8  # every so many steps of shooting one is a quadratic program's
@@ -158,12 +157,6 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, sh
     return _advanced(xp, point, [(gained, moved), (rest, found)])
 
 
-def may(verbs: Any, rows: Any) -> bool:
-    """Whether some row is marked, as far as is known."""
-    known = verbs.known(rows)
-    return known is None or bool(known.any())
-
-
 def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
     """The violation of the optimality conditions by (tau, y), (B,)."""
     parts = maps.transcription.parted(y)
@@ -212,7 +205,7 @@ def _rolled(program: Program, maps: Maps, point: Point, exact: bool) -> Point:
 
 
 def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool) -> Point:
-    verbs, layout = backend_of(point.tau).verbs, program.layout
+    verbs = backend_of(point.tau).verbs
     xp, tau, transcription = verbs.xp, point.tau, maps.transcription
     at = expand(program, tau, transcription.parted(point.y), "lagrangian" if exact else "cost")
     H = convexified(at.H, FLOOR) if exact else at.H
@@ -228,32 +221,8 @@ def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool
     dual = xp.max(xp.abs(y), axis=-1)
     # above the multipliers, for the merit to be exact; a first large value is forgotten, for it would keep later steps short
     penalty = xp.maximum(FORGET * point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
-    held = excess(program, tau, at.f, at.g, at.h)
-    violated = _violation(layout, held)
-    here = objective(program, tau, held) + penalty * violated
-    slope = xp.sum(at.slope * direction, axis=(0, 2)) - penalty * violated
-    lengths = verbs.asarray(np.array(STEPS), tau)
-    trials = tau + lengths[:, None, None, None] * direction
-    n = layout.n
-    trials = xp.concat([trials[..., :n], ilqr.clipped(program, trials[..., n:])], axis=-1)
-    merits = _merit(program, trials, penalty)
-    # rounding of the merit itself is no increase
-    allowed = here + DECREASE * lengths[:, None] * xp.minimum(slope, xp.zeros_like(slope)) + 1e-12 * (1 + xp.abs(here))
     valley = point.violation < CLOSE  # long steps, far from there, would leap into other basins
-    fine = (merits <= allowed) & ~xp.isnan(merits) & (valley | (lengths[:, None] <= 1))
-    # the longest up to one that is fine, or a longer one that is better; the last where none is fine
-    whole = xp.max(xp.where(fine & (lengths[:, None] <= 1), lengths[:, None], xp.zeros_like(merits)), axis=0)
-    fine = xp.where(fine & ((lengths[:, None] > 1) | (lengths[:, None] == whole)), merits, xp.zeros_like(merits) + np.inf)
-    best = (fine == xp.min(fine, axis=0)) & (fine < np.inf)
-    taken = xp.max(xp.where(best, lengths[:, None], xp.zeros_like(merits)), axis=0)
-    taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
-    stopped = rows & (taken < 1)
-    target = tau + taken[None, :, None] * direction
-    target = xp.concat([target[..., :n], ilqr.clipped(program, target[..., n:])], axis=-1)
-    if may(verbs, stopped):
-        reached = xp.min(xp.where(lengths[:, None] == taken, merits, merits * 0 + np.inf), axis=0)
-        target = _bent(program, trials, penalty, allowed, xp.where(stopped, reached, reached - np.inf), target)
-    tau = target
+    tau = search(program, at, tau, direction, penalty, rows, valley)
     y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
     violation = measured(program, maps, tau, y)
     return point._replace(tau=tau, y=y, s=s, penalty=penalty, violation=violation, failure=failure)
@@ -267,44 +236,3 @@ def failure_of(w: Any, status: Any) -> Any:
     code = xp.where(status == int(Status.DUAL_INFEASIBLE), nothing + UNBOUNDED, nothing + BROKEN)
     code = xp.where(status == int(Status.PRIMAL_INFEASIBLE), nothing + INFEASIBLE, code)
     return xp.where(xp.isnan(lost), code, nothing)
-
-
-def _bent(program: Program, trials: Any, penalty: Any, allowed: Any, reached: Any, target: Any) -> Any:
-    """``target``, or where its merit is below ``reached`` the best rollout of the trials' controls, which bends with the dynamics.
-
-    On curved dynamics straight steps would otherwise stay short (the Maratos effect).
-    """
-    xp = backend_of(trials).verbs.xp
-    rolled = ilqr.rollout(program, ilqr.clipped(program, trials[..., program.layout.n :]))
-    merits = _merit(program, rolled, penalty)
-    merits = xp.where((merits <= allowed) & ~xp.isnan(merits), merits, xp.zeros_like(merits) + np.inf)
-    least = xp.min(merits, axis=0)
-    first = (merits == least) & (least < reached)
-    weights = xp.where(first, xp.ones_like(merits), xp.zeros_like(merits))
-    weights = weights / xp.maximum(xp.sum(weights, axis=0), xp.ones_like(least))  # of equal ones the mean, which is each of them
-    chosen = weights[:, None, :, None]
-    moved = xp.sum(xp.where(chosen > 0, chosen * rolled, xp.zeros_like(rolled)), axis=0)
-    return xp.where((least < reached)[None, :, None], moved, target)
-
-
-def _merit(program: Program, tau: Any, penalty: Any) -> Any:
-    layout = program.layout
-    n, before = layout.n, tau[..., :-1, :, :]
-    f = program.dynamics(before) if layout.stages > 1 else None
-    g = None if program.constraints is None else program.constraints(tau)
-    h = None if program.terminal_constraints is None else program.terminal_constraints(tau[..., -1:, :, :n])
-    held = excess(program, tau, f, g, h)
-    return objective(program, tau, held) + penalty * _violation(layout, held)
-
-
-def _violation(layout: Any, held: Any) -> Any:
-    """The l1 norm of what is violated, (..., B); soft constraints are paid for in the objective."""
-    total = None
-    for name, value in held.items():
-        if layout.soft is not None and name in ("constraints", "terminal"):
-            continue
-        xp = backend_of(value).verbs.xp
-        over = xp.abs(value) if name in ("initial", "dynamics") else xp.maximum(value, xp.zeros_like(value))
-        part = xp.sum(over, axis=(-1, -3))
-        total = part if total is None else total + part
-    return total

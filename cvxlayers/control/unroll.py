@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cvxlayers.topk import floats
+from cvxlayers.thresholds import floats
 
 
 class Descent(NamedTuple):
