@@ -194,9 +194,10 @@ class MPC:
         tau, held = transcription.stages_of(w), {}
         at, y, s = verbs.stop(tau), verbs.stop(y), verbs.stop(s)
         parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, failure > 0
-        point = conditions.expand(program, at, parts, None if convex is not None and not may(verbs, ~convex) else "lagrangian")
+        settled = convex is not None and not may(verbs, ~convex)
+        point = conditions.expand(program, at, parts, None if settled else "lagrangian")
         violation = verbs.stop(sqp.finite(conditions.distance(program, at, point, parts)))
-        minimum = convex if point.H is None else curvature.minimum(program, point, parts)
+        minimum = convex if settled or point.H is None else curvature.minimum(program, point, parts)
         minimum = violation == violation if minimum is None else minimum & (violation == violation)
         converged = (violation <= tol) & ~(failure > 0)
         scale = 1 + xp.max(xp.abs(y), axis=-1)[None, :, None]
