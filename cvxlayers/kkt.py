@@ -125,8 +125,7 @@ class KKT:
         return [slice(i, i + step) for i in range(0, max(rows, 1), step)]
 
     @cached_property
-    def _width(self) -> int:
-        """The entries of the largest work array, for one row."""
+    def _width(self) -> int:  # the entries of the largest work array, for one row
         return max([1, self.nnz, *(prod(r.shape) for r in self._rotated), *(r.shape[0] * r.shape[1] ** 2 for r in self._rotated)])
 
     def assemble(self, program: ConeProgram, derivative: Derivative) -> np.ndarray:
@@ -161,7 +160,7 @@ class KKT:
 
         The strong regularization keeps the factors accurate where K is singular and the equations consistent; rows that it cannot refine
         to `CLEAN` are ill-conditioned and get the weak one. Rows that stay above `TRUSTED`, or whose |z| exceeds ``reach`` (rows,)
-        (default: what `BLOWUP` says), get the minimum-norm least-squares solution.
+        (default: what `BLOWUP` says, in their own and in equilibrated units), get the minimum-norm least-squares solution.
         """
         z, figures = self._attempt(values, rhs, STRONG)
         residual, length, largest = figures.T
@@ -181,6 +180,10 @@ class KKT:
             if error <= TRUSTED:
                 z[row], figures[row, 0], figures[row, 1] = found, error, np.max(abs(found)) / peak[row]
         fallback = (~(residual <= TRUSTED) | (length > limit)) & np.isfinite(peak)
+        rows = np.flatnonzero(fallback & (residual <= CLEAN)) if reach is None else []
+        if len(rows):  # what is solved, and long by the units of the data alone, stays
+            scale = self._equilibration(values[rows])
+            fallback[rows] = np.max(abs(z[rows] / scale), axis=1) > BLOWUP * np.max(abs(scale * rhs[rows]), axis=1)
         if fallback.any():
             unit = rhs / peak[:, None]
             for row in np.flatnonzero(fallback):
