@@ -233,26 +233,6 @@ def test_through_a_layer():
         np.testing.assert_allclose(ours, theirs, atol=1e-8)
 
 
-def test_another_solver_serves_where_numba_cannot_load():
-    code = """
-import sys, warnings
-sys.modules["numba"] = None
-import scipy.sparse as sp
-from scipy.optimize import linear_sum_assignment
-import cvxlayers.solvers as solvers
-from cvxlayers.cones import NonNegative, Product
-from cvxlayers.program import Pattern
-pattern = Pattern.of(sp.eye(2), -sp.eye(2), Product((NonNegative(2),)))
-solvers.choose = lambda pattern: "ACTIVE_SET"
-with warnings.catch_warnings(record=True) as seen:
-    warnings.simplefilter("always")
-    names = {solvers.get(None, None, pattern)[0].name for _ in range(3)}
-print(names, len(seen), seen[0].message)
-"""
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert out.startswith("{'DAQP'} 1 numba cannot load") and "DAQP that of ACTIVE_SET" in out
-
-
 def test_only_linear_constraints():
     with pytest.raises(ValueError, match="'ACTIVE_SET' cannot handle SecondOrder cones; try 'CLARABEL'"):
         get("ACTIVE_SET", None, feasible("second_order", True)[0])

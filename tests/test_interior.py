@@ -262,7 +262,11 @@ def test_what_is_compiled_into_kernels_refuses_calls_from_python():
         norm(np.zeros((1, LANES)))
 
 
-def test_clarabel_serves_where_numba_cannot_load():
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [("INTERIOR", "CLARABEL", "CLARABEL takes the place of INTERIOR"), ("ACTIVE_SET", "DAQP", "DAQP that of ACTIVE_SET")],
+)
+def test_another_solver_serves_where_numba_cannot_load(name, other, words):
     """In the solver's place and in that of all compiled passes, with one warning in all."""
     code = """
 import sys, warnings
@@ -273,7 +277,7 @@ from cvxlayers.cones import NonNegative, Product
 from cvxlayers.conic import ConicLayer
 from cvxlayers.program import ConeProgram, Pattern, Solution
 pattern = Pattern.of(sp.eye(2), -sp.eye(2), Product((NonNegative(2),)))
-solvers.choose = lambda pattern: "INTERIOR"
+solvers.choose = lambda pattern: NAME
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     names = {solvers.get(None, None, pattern)[0].name for _ in range(3)}
@@ -283,13 +287,13 @@ with warnings.catch_warnings(record=True) as seen:
     layer.vjp(program, solution, Solution(np.ones((1, 2)), np.zeros((1, 2)), np.zeros((1, 2))))
 print(names, info.solver, solution.x.round(6).tolist(), len(seen), seen[0].message)
 try:
-    solvers.get("INTERIOR", None, pattern)
+    solvers.get(NAME, None, pattern)
 except ImportError as error:
     print(error)
 """
-    first, second = python(code).stdout.splitlines()
-    assert first.startswith("{'CLARABEL'} CLARABEL [[1.0, 1.0]] 1 numba cannot load") and "CLARABEL takes the place of INTERIOR" in first
-    assert second == "solver 'INTERIOR' needs the package 'numba'; pip install numba"
+    first, second = python(code.replace("NAME", repr(name))).stdout.splitlines()
+    assert first.startswith(f"{{'{other}'}} {other} [[1.0, 1.0]] 1 numba cannot load") and words in first
+    assert second == f"solver {name!r} needs the package 'numba'; pip install numba"
 
 
 def test_warming_up(capfd):

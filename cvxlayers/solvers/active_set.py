@@ -11,26 +11,17 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, final
 
-import numpy as np
-
 from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.kernels.active_rows import Programs
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
-from cvxlayers.solvers.layout import zero_rows
+from cvxlayers.solvers.layout import read_only, zero_rows
 
 
 @lru_cache(maxsize=32)
 def _programs(pattern: Pattern) -> Programs:
     equations = int(zero_rows(pattern).sum())
     return Programs(pattern.n, pattern.m, equations, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr))
-
-
-def _read_only(values: np.ndarray) -> np.ndarray:
-    """Contiguous rows, one where all are the same memory; read-only, whatever they were, lest kernels compile once for either kind."""
-    values = np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values).view()
-    values.flags.writeable = False
-    return values
 
 
 @final
@@ -50,6 +41,6 @@ class ActiveSet(Solver):
     def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
         """Solve every row afresh; ``start`` means nothing to it."""
         settings: Any = self.settings
-        P, q, A, b = map(_read_only, (program.P, program.q, program.A, program.b))
+        P, q, A, b = map(read_only, (program.P, program.q, program.A, program.b))
         found = _programs(pattern).solve(P, q, A, b, len(program.q), settings["tol_feas"], settings["max_iter"], self.jobs)
         return Solution(*found)

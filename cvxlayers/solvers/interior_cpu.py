@@ -21,7 +21,7 @@ from cvxlayers.kernels.programs import Cones, solve_programs
 from cvxlayers.kernels.system import DENSE, Layout
 from cvxlayers.program import ConeProgram, Pattern, Solution
 from cvxlayers.solvers.base import Solver
-from cvxlayers.solvers.layout import blocks
+from cvxlayers.solvers.layout import blocks, read_only
 
 REACH, CAREFUL = 0.99, 0.8
 """The part of the way to the boundary of the cones that a step takes; and in the second attempt at rows that came to a halt."""
@@ -67,13 +67,6 @@ def _layout(pattern: Pattern) -> tuple[Layout, Cones]:
     return layout, Cones(degree, Linear(zero, linear), second_order, three_dimensional, semidefinite)
 
 
-def _read_only(values: np.ndarray) -> np.ndarray:
-    """Contiguous rows, one where all are the same memory; read-only, whatever they were, lest kernels compile once for either kind."""
-    values = np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values).view()
-    values.flags.writeable = False
-    return values
-
-
 @final
 @dataclass(frozen=True)
 class Interior(Solver):
@@ -97,12 +90,12 @@ class Interior(Solver):
         names = ("tol_feas", "tol_gap", "tol_infeas", "max_iter", "shift", "refinements")
         settings: Any = self.settings
         options = Options(*(settings[name] for name in names), reach=REACH)
-        data = [_read_only(part) for part in (program.P, program.q, program.A, program.b)]
+        data = [read_only(part) for part in (program.P, program.q, program.A, program.b)]
         found = solve_programs(layout, cones, options, self.jobs, *data, rows=len(program.q))
         again = np.flatnonzero((found[3][:, 0] == STALLED) | (found[3][:, 0] == FAILED))
         if len(again):
             careful = options._replace(shift=10 * options.shift, refinements=3 * options.refinements, reach=CAREFUL)
-            part_of = [_read_only(part if len(part) == 1 else part[again]) for part in data]
+            part_of = [read_only(part if len(part) == 1 else part[again]) for part in data]
             second = solve_programs(layout, cones, careful, self.jobs, *part_of, rows=len(again))
             second[3][:, 1] += found[3][again, 1]
             found[3][again, 1] = second[3][:, 1]

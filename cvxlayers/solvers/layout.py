@@ -24,6 +24,13 @@ def blocks(cone: Product) -> Iterator[tuple[Cone, np.ndarray]]:
         start += block.dim
 
 
+def read_only(values: np.ndarray) -> np.ndarray:
+    """Contiguous rows, one where all are the same memory; read-only, whatever they were, lest kernels compile once for either kind."""
+    values = np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values).view()
+    values.flags.writeable = False
+    return values
+
+
 def lower_triangle(order: int) -> np.ndarray:
     """Where a packed lower triangle (column by column, as SCS wants it) finds its entries in our upper one.
 
