@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,23 @@ def tensor(name: str, value: np.ndarray, dtype: str) -> Any:
     if name == "torch":
         return module.tensor(value, dtype=getattr(module, dtype))
     return module.constant(value, dtype=dtype) if name == "tensorflow" else module.numpy.asarray(value, dtype=dtype)
+
+
+def compiled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """As users of the framework call what takes long: under jit in JAX, as it is elsewhere."""
+    return importlib.import_module("jax").jit(function) if name == "jax" else function
+
+
+def evaluated(name: str, function: Callable[..., Any], *values: np.ndarray) -> list[np.ndarray]:
+    """What a compiled function makes of the framework's arrays: a tuple of tensors."""
+    with double(name) if values[0].dtype.itemsize >= 8 else nullcontext():
+        found = compiled(name, function)(*(tensor(name, value, value.dtype.name) for value in values))
+        return [np.asarray(a.detach() if name == "torch" else a) for a in found]
+
+
+def double(name: str) -> AbstractContextManager[Any]:
+    """Double precision, which JAX has to be asked for."""
+    return importlib.import_module("jax").enable_x64(True) if name == "jax" else nullcontext()
 
 
 def requested() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 from typing import Any
@@ -14,7 +13,7 @@ from scipy.optimize import minimize
 from cvxlayers.backend import backend_of
 from cvxlayers.control import MPC, LinearDynamics, QuadraticCost
 from cvxlayers.errors import GradientWarning, InaccurateWarning, SolverError
-from tests.backends import TABLE, requested
+from tests.backends import TABLE, compiled, double, evaluated, requested, tensor
 from tests.problems import cp
 
 every_backend = pytest.mark.parametrize("backend", requested())
@@ -130,23 +129,20 @@ def test_single_precision_stops(backend: str) -> None:
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-2)
 
 
-# What the algorithm finds does not depend on the framework: from here on in PyTorch.
+@every_backend
+def test_a_batch_is_its_rows(backend: str) -> None:
+    x0, params, lower, upper = VALUES
+    together = evaluated(backend, controlled, x0, params, lower, upper)
+    for row in range(3):
+        for start in (x0[row : row + 1], x0[row]):
+            alone = evaluated(backend, controlled, start, params, lower, upper)
+            for a, b in zip(together[:2], alone[:2], strict=True):
+                np.testing.assert_allclose(a[:, row], b.reshape(a[:, row].shape), rtol=0, atol=1e-9)
 
 
 @pytest.fixture
 def torch() -> Any:
     return importlib.import_module("torch")
-
-
-def test_a_batch_is_its_rows(torch: Any) -> None:
-    values = [torch.tensor(v) for v in VALUES]
-    together = controlled(*values)
-    for row in range(3):
-        alone = controlled(values[0][row : row + 1], *values[1:])
-        single = controlled(values[0][row], *values[1:])
-        for a, b, c in zip(together[:2], alone[:2], single[:2], strict=True):
-            torch.testing.assert_close(a[:, row], b[:, 0], rtol=0, atol=1e-9)
-            torch.testing.assert_close(a[:, row], c, rtol=0, atol=1e-9)
 
 
 def integrator(x: Any, u: Any, params: Any) -> Any:
@@ -183,64 +179,78 @@ FEATURES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+@every_backend
 @pytest.mark.parametrize("name", FEATURES)
-def test_every_kind_of_constraint(torch: Any, name: str) -> None:
+def test_every_kind_of_constraint(backend: str, name: str) -> None:
     """Started at rest away from the constraints, which a rollout would violate."""
     options, stated = FEATURES[name]
-    x0 = torch.tensor([[2.0, 0.0], [-0.8, 1.5]], dtype=torch.float64)
-    plan = MPC(integrator, effort, horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, **options)(x0)
-    assert plan.info.converged.all() and (plan.info.kkt_residual <= 1e-8).all()
+    mpc = MPC(integrator, effort, horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, **options)
+
+    def planned(x0: Any) -> tuple[Any, ...]:
+        plan = mpc(x0)
+        return plan.u, plan.cost, plan.info.converged, plan.info.kkt_residual
+
+    x0 = np.array([[2.0, 0.0], [-0.8, 1.5]])
+    controls, costs, converged, residual = evaluated(backend, planned, x0)
+    assert converged.all() and (residual <= 1e-8).all()
     for row in range(2):
         x, u = cp.Variable((20, 2)), cp.Variable(20)
         penalty, constraints = stated(x, u)
         cost = cp.sum_squares(x[:, 0]) + 0.1 * cp.sum_squares(x[:, 1]) + 0.1 * cp.sum_squares(u) + penalty
         constraints += [
-            x[0] == x0[row].numpy(),
+            x[0] == x0[row],
             cp.abs(u) <= 2,
             x[1:, 0] == x[:-1, 0] + 0.1 * x[:-1, 1],
             x[1:, 1] == x[:-1, 1] + 0.1 * u[:-1],
         ]
         problem = cp.Problem(cp.Minimize(cost), constraints)
         problem.solve(solver="CLARABEL", tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
-        if name == "path constraints" and problem.status != "optimal":
-            continue
-        np.testing.assert_allclose(plan.u[:, row, 0], u.value, atol=2e-5)
-        np.testing.assert_allclose(plan.cost[row], problem.value, rtol=1e-7)
+        assert problem.status == "optimal"
+        np.testing.assert_allclose(controls[:, row, 0], u.value, atol=2e-5)
+        np.testing.assert_allclose(costs[row], problem.value, rtol=1e-7)
 
 
-def test_rows_that_no_trajectory_satisfies_are_told(torch: Any) -> None:
-    x0 = torch.tensor([[0.5, 0.0], [0.5, 5.0], [-0.5, 0.1]], dtype=torch.float64)  # the second cannot stop before the wall
+@every_backend
+def test_rows_that_no_trajectory_satisfies_are_told(backend: str) -> None:
+    x0 = np.array([[0.5, 0.0], [0.5, 5.0], [-0.5, 0.1]])  # the second cannot stop before the wall
     given: dict[str, Any] = dict(horizon=20, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, x_upper=[1.0, np.inf])
-    with pytest.warns(InaccurateWarning, match="mpc row 1 of 3 did not converge.*the constraints of row 1 cannot be satisfied"):
-        plan = MPC(integrator, effort, **given)(x0)
-    assert plan.info.converged.tolist() == [True, False, True] and plan.info.infeasible.tolist() == [False, True, False]
-    with pytest.raises(SolverError, match="row 1 of 3") as caught:
-        MPC(integrator, effort, on_unconverged="raise", **given)(x0)
+    told = pytest.warns(InaccurateWarning, match="mpc row 1 of 3 did not converge.*the constraints of row 1 cannot be satisfied")
+    with double(backend), told:
+        plan = MPC(integrator, effort, **given)(tensor(backend, x0, "float64"))
+    assert np.asarray(plan.info.converged).tolist() == [True, False, True]
+    assert np.asarray(plan.info.infeasible).tolist() == [False, True, False]
+    with double(backend), pytest.raises(SolverError, match="row 1 of 3") as caught:
+        MPC(integrator, effort, on_unconverged="raise", **given)(tensor(backend, x0, "float64"))
     assert caught.value.rows == (1,)
     for policy, lost in (("nan", True), ("zero_grad", False)):
-        leaf = x0.clone().requires_grad_()
-        plan = MPC(integrator, effort, on_unconverged=policy, **given)(leaf)
-        assert torch.isnan(plan.u[:, 1]).all() == lost and torch.isfinite(plan.u[:, [0, 2]]).all()
-        (gradient,) = torch.autograd.grad(plan.u[:, [0, 2]].sum() if lost else plan.u.sum(), leaf)
+        mpc = MPC(integrator, effort, on_unconverged=policy, **given)
+        cotangent = np.ones((20, 3, 1))
+        cotangent[:, 1] *= not lost
+        (u,), (gradient,) = TABLE[backend](lambda x0, mpc=mpc: (mpc(x0).u,), [x0], [cotangent])
+        assert np.isnan(u[:, 1]).all() == lost and np.isfinite(u[:, [0, 2]]).all()
         assert (gradient[1] == 0).all() and gradient[0].any()
 
 
-def test_an_unconverged_row_is_told(torch: Any) -> None:
+@every_backend
+def test_an_unconverged_row_is_told(backend: str) -> None:
     mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, max_iter=1)
-    with pytest.warns(InaccurateWarning, match="did not converge"):
-        plan = mpc(torch.tensor(starts(3)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64))
-    assert not plan.info.converged.all() and (plan.info.kkt_residual > 1e-8).any()
+    with double(backend), pytest.warns(InaccurateWarning, match="did not converge"):
+        info = mpc(*(tensor(backend, v, "float64") for v in VALUES[:2])).info
+    assert not np.asarray(info.converged).all() and (np.asarray(info.kkt_residual) > 1e-8).any()
 
 
-def test_weakly_active_bounds_are_told(torch: Any) -> None:
+@every_backend
+def test_weakly_active_bounds_are_told(backend: str) -> None:
     """With a bound exactly where the free optimum lies, the derivative has two sides."""
-    dynamics, cost = LinearDynamics(torch.tensor([[1.0, 1.0]])), QuadraticCost(torch.eye(2))
-    free = MPC(dynamics, cost, horizon=4, n_state=1, n_ctrl=1)(torch.ones(1, 1, dtype=torch.float64))
-    leaf = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
-    plan = MPC(dynamics, cost, horizon=4, n_state=1, n_ctrl=1, u_lower=float(free.u.min()))(leaf)
-    assert plan.info.converged.all() and not plan.info.grad_ok.any()
+    dynamics, cost = LinearDynamics(np.array([[1.0, 1.0]])), QuadraticCost(np.eye(2))
+    with double(backend):
+        start = tensor(backend, np.ones((1, 1)), "float64")
+        free = np.asarray(MPC(dynamics, cost, horizon=4, n_state=1, n_ctrl=1)(start).u)
+        limited = MPC(dynamics, cost, horizon=4, n_state=1, n_ctrl=1, u_lower=float(free.min()))
+        info = limited(start).info
+    assert np.asarray(info.converged).all() and not np.asarray(info.grad_ok).any()
     with pytest.warns(GradientWarning, match="kink"):
-        plan.u.sum().backward()
+        TABLE[backend](lambda x0: (limited(x0).u,), [np.ones((1, 1))], [np.ones((4, 1, 1))])
 
 
 @pytest.mark.parametrize("hessian", ["gauss_newton", "exact"])
@@ -256,19 +266,31 @@ def test_every_method_finds_the_plan(torch: Any, method: str, hessian: str) -> N
         assert abs(float((gradient * torch.tensor(direction)).sum()) - slope) <= 1e-5 * abs(slope)
 
 
-def test_gauss_newton_is_not_the_derivative(torch: Any) -> None:
+@functools.cache
+def away() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts, parameters, and the differences of the sum of sin(x) in the parameters, without bounds that are met."""
+    x0, params = VALUES[0] + [1.0, 0.0], VALUES[1]
+    torch = importlib.import_module("torch")
+
+    def loss(params: np.ndarray) -> float:
+        return float(controlled(torch.tensor(x0), torch.tensor(params), -20.0, 20.0)[0].sin().sum())
+
+    return x0, params, np.array([(loss(params + step) - loss(params - step)) / 2e-5 for step in 1e-5 * np.eye(3)])
+
+
+@every_backend
+def test_gauss_newton_is_not_the_derivative(backend: str) -> None:
     """Exact and unrolled derivatives agree with differences to 1e-5, that of the last convex approximation is off by more than 5 %."""
-    x0, params = torch.tensor(starts(3)) + torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64)
-
-    def loss(params: Any, **options: Any) -> Any:
-        return controlled(x0, params, -20.0, 20.0, **options)[0].sin().sum()
-
-    slope = torch.stack([(loss(params + step) - loss(params - step)) / 2e-5 for step in 1e-5 * torch.eye(3, dtype=torch.float64)])
+    x0, params, slope = away()
 
     def error(backward: str) -> float:
-        leaf = params.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf, backward=backward, max_iter=80), leaf)
-        return float((gradient - slope).norm() / slope.norm())
+        def loss(params: Any) -> tuple[Any, ...]:
+            xp, verbs = backend_of(params).verbs.xp, backend_of(params).verbs
+            x = controlled(verbs.asarray(x0, params), params, -20.0, 20.0, backward=backward, max_iter=80)[0]
+            return (xp.sum(xp.sin(x)),)
+
+        _, (gradient,) = TABLE[backend](compiled(backend, loss), [params], [np.ones(())])
+        return float(np.linalg.norm(gradient - slope) / np.linalg.norm(slope))
 
     assert error("exact") < 1e-5 and error("unroll") < 1e-5 and error("gauss_newton") > 0.05
 
@@ -328,17 +350,22 @@ def obstacle(x: Any, u: Any, params: Any) -> Any:
     return (params * params - (x[..., 0] - 1.5) ** 2 - (x[..., 1] - 0.1) ** 2)[..., None]
 
 
-def test_a_quadrotor_avoids_an_obstacle(torch: Any) -> None:
+@every_backend
+def test_a_quadrotor_avoids_an_obstacle(backend: str) -> None:
     """Started at rest, which falls; the straight line is blocked. Against SciPy on the controls, and differences in the radius."""
     horizon = 20
     mpc = MPC(quadrotor, fly, horizon=horizon, n_state=6, n_ctrl=2, u_lower=0.0, u_upper=12.0, constraints=obstacle, max_iter=100)
-    x0, radius = torch.zeros(1, 6, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
-    plan = mpc(x0, radius)
-    assert plan.info.converged.all() and plan.info.active["constraints"].any()
-    (gradient,) = torch.autograd.grad(plan.cost.sum() + plan.x[..., 1].sum(), radius)
-    values = [mpc(x0, radius.detach() + step) for step in (1e-5, -1e-5)]
-    slope = [float(p.cost.sum() + p.x[..., 1].sum()) for p in values]
-    np.testing.assert_allclose(float(gradient), (slope[0] - slope[1]) / 2e-5, rtol=1e-5)
+
+    def flown(radius: Any) -> tuple[Any, ...]:
+        plan = mpc(backend_of(radius).verbs.asarray(np.zeros((1, 6)), radius), radius)
+        return plan.cost, plan.x[..., 1], plan.u, plan.info.converged, plan.info.active["constraints"]
+
+    cotangents = [np.ones(1), np.ones((horizon, 1))]
+    (cost, _), (gradient,) = TABLE[backend](compiled(backend, lambda radius: flown(radius)[:2]), [np.array(0.6)], cotangents)
+    ahead, behind, (_, _, u, converged, active) = (evaluated(backend, flown, np.array(0.6 + step)) for step in (1e-5, -1e-5, 0))
+    assert converged.all() and active.any()
+    slope = sum(np.sum(a) - np.sum(b) for a, b in zip(ahead[:2], behind[:2], strict=True)) / 2e-5
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
 
     def rollout(flat: np.ndarray) -> np.ndarray:
         x = [np.zeros(6)]
@@ -348,13 +375,13 @@ def test_a_quadrotor_avoids_an_obstacle(torch: Any) -> None:
 
     found = minimize(
         lambda flat: float(fly(rollout(flat), flat.reshape(horizon, 2), None).sum()),
-        plan.u.detach().numpy().reshape(-1) + 0.05,
+        u.reshape(-1) + 0.05,
         bounds=[(0, 12)] * (2 * horizon),
         constraints={"type": "ineq", "fun": lambda flat: -obstacle(rollout(flat), None, 0.6)[:, 0]},
         method="SLSQP",
         options={"maxiter": 300, "ftol": 1e-12},
     )
-    np.testing.assert_allclose(plan.cost.detach().numpy(), found.fun, rtol=1e-5)
+    np.testing.assert_allclose(cost, found.fun, rtol=1e-5)
 
 
 def test_warm_starts_and_single_steps(torch: Any) -> None:
@@ -377,14 +404,14 @@ def test_progress_is_told(torch: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert lines[-1]["open_rows"] == 0 and lines[-1]["kkt_residual"] <= 1e-8
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("backend", [name for name in requested() if name in ("jax", "tensorflow")])
-def test_progress_is_told_by_compiled_code(backend: str, compiled: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_told_by_compiled_code(backend: str, graph: bool, caplog: pytest.LogCaptureFixture) -> None:
     framework = importlib.import_module(backend)
     lines: list[dict] = []
     mpc = MPC(pendulum, upright, horizon=5, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, verbose=True, callback=lines.append)
-    compile_ = (framework.jit if backend == "jax" else framework.function) if compiled else lambda f: f
-    with framework.enable_x64(True) if backend == "jax" else contextlib.nullcontext(), caplog.at_level("INFO", logger="cvxlayers.control"):
+    compile_ = (framework.jit if backend == "jax" else framework.function) if graph else lambda f: f
+    with double(backend), caplog.at_level("INFO", logger="cvxlayers.control"):
         array = framework.numpy.asarray if backend == "jax" else framework.constant
         info = compile_(lambda x0, params: mpc(x0, params).info)(array(starts(3)), array(np.array([1.0, 1.1, 0.9])))
         if backend == "jax":

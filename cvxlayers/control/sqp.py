@@ -83,13 +83,21 @@ def solve(
 def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
     """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
     verbs = backend_of(tau).verbs
-    point = start(program, maps, tau)
-    for _ in range(max_iter):
+
+    def iterate(point: Point) -> Point:
         open_rows = (point.violation > tol) & (point.failure < 0.5)
-        if not may(verbs, open_rows):
-            break
         found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
-        point = _advanced(verbs.xp, point, [(open_rows, found)])
+        return _advanced(verbs.xp, point, [(open_rows, found)])
+
+    point = start(program, maps, tau)
+    if verbs.known(point.violation) is None:  # compiled once, not max_iter times
+        counted = verbs.asarray(np.arange(max_iter), tau)
+        last, _ = verbs.scan(lambda point, _: (tuple(iterate(Point(*point))), ()), tuple(point), (counted,))
+        return Point(*last)
+    for _ in range(max_iter):
+        if not may(verbs, (point.violation > tol) & (point.failure < 0.5)):
+            break
+        point = iterate(point)
     return point
 
 
