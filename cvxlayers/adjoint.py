@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.cones import Derivative
-from cvxlayers.kkt import KKT, Solved
+from cvxlayers.kkt import KKT, TRUSTED, Solved
 from cvxlayers.program import ConeProgram, Solution, join, take
 
 REACH = 1e-3  # of the Newton steps that polish: how long they may be, relative to 1 + |v|
@@ -202,9 +202,31 @@ def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
 def _solve(
     kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, reach: np.ndarray | None = None
 ) -> tuple[Solved, np.ndarray, np.ndarray]:
-    """K [u; t] = [top; diag(sqrt d) U' bottom]: the solve's record, u, and U diag(sqrt d) t."""
+    """K [u; t] = [top; diag(sqrt d) U' bottom]: the solve's record, u, and U diag(sqrt d) t.
+
+    Where turned cones touch A, U'A has rounding errors the size of A's entries. A direction that A' annihilates then meets nothing but
+    these, and K z = r may hold along it although Pu + A'w = top does not: such rows get the least-squares solution.
+    """
     n = kkt.pattern.n
     root = np.sqrt(derivative.values)
     rhs = np.concatenate([top, root * derivative.rotate(bottom, transpose=True)], axis=1)
-    solved = kkt.solve(kkt.assemble(program, derivative), rhs, reach)
-    return solved, solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
+    values = kkt.assemble(program, derivative)
+    solved = kkt.solve(values, rhs, reach)
+    u, w = solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
+    if kkt.products.linear or reach is not None:
+        return solved, u, w
+    error = _missed(kkt, program, u, w, top, rhs)
+    lost = np.flatnonzero(~solved.fallback & (error > TRUSTED))
+    if len(lost):
+        again = kkt.solve(values[lost], rhs[lost], np.zeros(len(lost)))
+        solved.z[lost], solved.fallback[lost], solved.residual[lost] = again.z, True, again.residual
+        u, w = solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
+        error = _missed(kkt, program, u, w, top, rhs)
+    return Solved(solved.z, np.maximum(solved.residual, error), solved.fallback), u, w
+
+
+def _missed(kkt: KKT, program: ConeProgram, u: np.ndarray, w: np.ndarray, top: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    """|Pu + A'w - top| / |rhs|, (rows,)."""
+    norm = np.linalg.norm(rhs, axis=1)
+    error = np.linalg.norm(kkt.products.P(program.P, u) + kkt.products.AT(program.A, w) - top, axis=1)
+    return error / np.where(norm > 0, norm, 1.0)
