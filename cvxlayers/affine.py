@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.sparse as sp
 
 from cvxlayers.canonical import Canonical
 from cvxlayers.program import ConeProgram
@@ -21,14 +22,22 @@ class Affine:
         pattern = canonical.pattern
         edges = np.cumsum([0, pattern.nnzP, pattern.n, pattern.nnzA, pattern.m, 1]).tolist()
         self._parts = [slice(*ends) for ends in zip(edges, edges[1:], strict=False)]
-        self._constant = canonical.M[:, [-1]].toarray().T
+        self._offsets, self._M = slice(edges[-1], None), canonical.M
+        if canonical.offsets is not None:
+            self._M = sp.csr_matrix(sp.vstack([canonical.M, canonical.offsets], format="csr"))
+        self._constant = self._M[:, [-1]].toarray().T
         self._zero = np.zeros_like(self._constant)
         self._maps: dict[tuple[int, ...], RowMap] = {}
         self._plans: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[tuple[list[int], RowMap]]] = {}
 
     def program(self, inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, np.ndarray]:
         """M [p; 1]: a flat batch of programs and the constants of their objectives, (rows,)."""
-        return self._split(self._apply(self._constant, range(len(inputs)), inputs, batched, rows))
+        stacked = self._apply(self._constant, range(len(inputs)), inputs, batched, rows)
+        program, constant = self._split(stacked)
+        if self.canonical.curvature is not None:
+            offsets = stacked[:, self._offsets]
+            constant = constant + np.einsum("ij,ij->i", offsets, (self.canonical.curvature @ offsets.T).T) / 2
+        return program, constant
 
     def push(self, which: Sequence[int], tangents: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> ConeProgram:
         """The tangent of the programs when the parameters ``which`` move along ``tangents``."""
@@ -49,9 +58,9 @@ class Affine:
 
     def may_be_missing(self) -> tuple[np.ndarray, np.ndarray]:
         """The entries of p that may be inf and that may be -inf: those that make some b in a nonnegative row inf, and nothing else."""
-        pattern, entries = self.canonical.pattern, self.canonical.M.tocoo()
+        pattern, entries = self.canonical.pattern, self._M.tocoo()
         allowed = np.zeros(self._constant.size, dtype=bool)
-        allowed[-1 - pattern.m : -1] = pattern.nonnegative
+        allowed[self._parts[3]] = pattern.nonnegative
         may = np.ones((2, self.starts[-1] + 1), dtype=bool)
         for sign, row in ((1, 0), (-1, 1)):
             may[row, entries.col[~(allowed[entries.row] & (sign * entries.data > 0))]] = False
@@ -79,5 +88,5 @@ class Affine:
         """The columns of M that belong to the parameters ``which``; kept, for a layer sees few combinations."""
         if which not in self._maps:
             columns = np.concatenate([np.arange(self.starts[k], self.starts[k + 1]) for k in which])
-            self._maps[which] = RowMap(self.canonical.M[:, columns])
+            self._maps[which] = RowMap(self._M[:, columns])
         return self._maps[which]

@@ -58,7 +58,8 @@ class Canonical:
 
     ``M`` (nnzP + n + nnzA + m + 1, n_p + 1) acts on [p; 1]; its rows are the values of P (upper triangle, compressed columns), q, the
     values of A (compressed columns), b, and the constant c of the objective. ``R`` (n_out, n + m) acts on [x; y]. The problem's value is
-    v = 1/2 x'Px + q'x + c, with the sign turned if ``maximize``, and after that its exponential if ``gp``.
+    v = 1/2 x'Px + q'x + c + 1/2 r'W r, with the sign turned if ``maximize``, and after that its exponential if ``gp``; the offsets
+    r = D [p; 1] and their curvature W are what eliminated variables (`cvxlayers.eliminate`) leave of the objective.
     """
 
     pattern: Pattern
@@ -68,6 +69,8 @@ class Canonical:
     variables: tuple[VariableSpec, ...]
     maximize: bool
     gp: bool
+    offsets: sp.csr_matrix | None = None
+    curvature: sp.csr_matrix | None = None
 
 
 @dataclass(frozen=True)

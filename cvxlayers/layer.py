@@ -20,6 +20,7 @@ from cvxlayers import failures, solvers
 from cvxlayers.affine import Affine
 from cvxlayers.backend import backend_of
 from cvxlayers.conic import ConicLayer, flattened
+from cvxlayers.eliminate import eliminate
 from cvxlayers.host import Arrays, HostMap, Options, Port
 from cvxlayers.program import ConeProgram, Info, Solution
 from cvxlayers.row_map import RowMap
@@ -63,7 +64,7 @@ class Layer(HostMap):
             raise TypeError(f"CvxpyLayer got no {absent}; wanted CvxpyLayer(problem, parameters=[...], variables=[...])")
         asked = solvers.named(solver, solver_args)
         quadratic = solvers.find(asked).quadratic if asked is not None else True
-        self.canonical = canonicalize(problem, parameters, variables, gp=gp, quadratic=quadratic)
+        self.canonical = eliminate(canonicalize(problem, parameters, variables, gp=gp, quadratic=quadratic))
         self.conic = ConicLayer(self.canonical.pattern, solver, solver_args)
         self.inputs = tuple(Port(spec.name, spec.shape, spec.complex) for spec in self.canonical.parameters)
         self.outputs = tuple(Port(spec.name, spec.shape, spec.complex) for spec in self.canonical.variables)
