@@ -16,6 +16,7 @@ from cvxlayers.errors import Status
 from cvxlayers.kernels import disk
 from cvxlayers.kernels.lanes import LANES
 from cvxlayers.kernels.ldl import norm
+from cvxlayers.products import Products, residuals
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import find, get
 from tests.test_solvers import CONES, dense, feasible, optimal, residual
@@ -164,6 +165,37 @@ def unbounded_and_infeasible(cone, rng):
     q = rng.standard_normal(n)
     q -= d * (1 + q @ d) / (d @ d)
     yield Status.DUAL_INFEASIBLE, q, A, A @ rng.standard_normal(n) + s
+
+
+def chained(n):
+    """D (n - 1, n) of differences."""
+    return sp.eye_array(n - 1, n, k=1) - sp.eye_array(n - 1, n)
+
+
+def test_large_programs():
+    """min |x - p|^2 / 2 + 1't subject to -t <= Dx <= t, p random walks: what looks like a certificate among so many terms is none."""
+    rng, n, rows = np.random.default_rng(0), 5000, 4
+    D, eye = chained(n), sp.eye_array(n - 1)
+    A = sp.csc_matrix(sp.block_array([[D, -eye], [-D, -eye]]))
+    pattern = Pattern.of(sp.diags_array(np.r_[np.ones(n), np.zeros(n - 1)]), A, Product((NonNegative(2 * (n - 1)),)))
+    P = np.tile((pattern.P_indices < n).astype(float), (rows, 1))
+    q = np.concatenate([-np.cumsum(rng.standard_normal((rows, n)), axis=1), np.ones((rows, n - 1))], axis=1)
+    program = ConeProgram(P, q, np.tile(A.data, (rows, 1)), np.zeros((rows, pattern.m)))
+    found = solve(pattern, program)
+    assert (found.status == Status.SOLVED).all() and (found.iterations < 20).all()
+    assert (residuals(Products.of(pattern), program, found.x, found.y, found.s).worst < 1e-9).all()
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_large_programs_without_a_solution(bounded):
+    """n rising numbers between 0 and n - 1: rises of 2 leave no point; without the upper bound their sum has no largest value."""
+    n = 3000
+    rows = [-chained(n), sp.csr_array(([-1.0], ([0], [0])), (1, n))] + [sp.csr_array(([1.0], ([0], [n - 1])), (1, n))] * bounded
+    A = sp.csc_matrix(sp.vstack(rows))
+    b = np.r_[np.full(n - 1, -2.0 if bounded else -1.0), 0.0, [n - 1.0] * bounded]
+    pattern = Pattern.of(sp.csc_matrix((n, n)), A, Product((NonNegative(len(b)),)))
+    found = solve(pattern, ConeProgram(np.zeros((1, 0)), -np.ones((1, n)), A.data[None], b[None]))
+    assert found.status.tolist() == [Status.PRIMAL_INFEASIBLE if bounded else Status.DUAL_INFEASIBLE]
 
 
 @pytest.mark.parametrize("cone", [NonNegative(6), SecondOrder(3), SecondOrder(8), Semidefinite(3), Exponential(), Power(0.3)])

@@ -71,7 +71,7 @@ def solve_blocks(
         tau, kappa, alpha = full(1.0), full(1.0), full(1.0)
         status, count, patience, weak = full(RUNNING), full(0.0), full(0.0), full(0.0) > 1.0
         dual = full(0.0) > 1.0
-        best, nearest, least, far = full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
+        best, nearest, closest, least, far = full(np.inf), full(np.inf), full(np.inf), full(np.inf), ROUGH / options.feasibility
         for iteration in range(options.iterations + 1):
             products(system, values, xz, Px, vector(memory, at.AZ), vector(memory, at.AX))
             xPx, qx, bz = dot(x, Px), dot(q, x), dot(b, z)
@@ -86,10 +86,9 @@ def solve_blocks(
             best = select(improved, merit, best)
             certificate = smaller(infeasible, unbounded)
             certified = select(infeasible <= unbounded, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE)
-            error = smaller(merit, certificate)
-            progress = (error < 0.9 * nearest) | ((error > far) & (mu < 0.9 * least))
+            progress = (merit < 0.9 * nearest) | (certificate < 0.9 * closest) | ((merit > far) & (mu < 0.9 * least))
             patience = select(progress, 0.0, patience + 1.0)
-            nearest, least = smaller(error, nearest), smaller(mu, least)
+            nearest, closest, least = smaller(merit, nearest), smaller(certificate, closest), smaller(mu, least)
             stuck = (
                 (patience > select(best <= 1e-2 * far, full(IMPATIENCE), PATIENCE))
                 | (weak & (alpha < TINY_STEP))
