@@ -53,6 +53,10 @@ class Verbs:
     symmetric(system, held, p, b) x of a `Symmetric` system, with derivatives of every order; ``held`` are constants
     projection(find, move, x)    y = find(x), whose derivative is d -> move(y, d, tracked), linear and symmetric in d; every order follows
                                  from it. Both act on the last axis; ``tracked`` is False where nothing is differentiated further
+    quick(f, value, pull, *arrays)
+                                 the tuple f(*arrays), floating-point outputs; where the values are at hand and no transform looks on,
+                                 by value(*arrays) -> (outputs, kept) in NumPy, tuples, and its first derivative by pull(arrays, kept,
+                                 cotangents, needed) -> cotangents of the arrays, None if not ``needed``; else, and further, by f
     known(x)                     x as a NumPy array of its own dtype where its values are in the host's memory, None elsewhere
     vmap(f, axes, out)           f with an axis of each argument mapped, at ``out`` in the result; None in frameworks that map no calls
     host(f, like, *arrays)       f of NumPy arrays, as an array of the shape and dtype of ``like``; None: f is called for its effect
@@ -73,6 +77,7 @@ class Verbs:
     linear: Callable[..., Any]
     symmetric: Callable[[Symmetric, tuple, tuple, tuple], tuple]
     projection: Callable[[Callable, Callable, Any], Any]
+    quick: Callable[..., tuple]
     known: Callable[[Any], np.ndarray | None]
     vmap: Callable[[Callable, tuple, int], Callable] | None
     host: Callable[..., Any]
@@ -152,6 +157,7 @@ NUMPY_VERBS = Verbs(
     linear=lambda f, transposed, product, ranks, *arrays: f(*arrays),
     symmetric=lambda system, held, p, b: system.solve(held, p, b),
     projection=lambda find, move, x: find(x),
+    quick=lambda f, value, pull, *arrays: value(*arrays)[0],
     known=np.asarray,
     vmap=None,
     host=lambda f, like, *arrays: f(*arrays),

@@ -35,7 +35,7 @@ class ConicLayer:
         minimize 1/2 x'Px + q'x   subject to  Ax + s = b,  s in K
 
     ``solver`` names a solver (None: chosen from the pattern alone) or is one, ``solver_args`` are its options. Raises ValueError for a
-    solver that cannot take the pattern, and for unknown options.
+    solver that cannot take the pattern, and for unknown options. ``kkt`` is the pattern's `KKT`, if it is not the plain one.
 
     >>> import numpy as np, scipy.sparse as sp
     >>> from cvxlayers.cones import NonNegative, Product
@@ -46,9 +46,15 @@ class ConicLayer:
     array([0., 1.])
     """
 
-    def __init__(self, pattern: Pattern, solver: str | Solver | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        pattern: Pattern,
+        solver: str | Solver | None = None,
+        solver_args: Mapping[str, Any] | None = None,
+        kkt: KKT | None = None,
+    ) -> None:
         self.pattern = pattern
-        self.kkt = KKT(pattern)
+        self.kkt = KKT(pattern) if kkt is None else kkt
         self._name, self._args = solver, dict(solver_args or {})
         self._warned: set[str] = set()
         self._solver = self._configure(self._args)

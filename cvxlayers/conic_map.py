@@ -11,6 +11,7 @@ import numpy as np
 from cvxlayers import failures
 from cvxlayers.conic import ConicLayer, flattened, shaped
 from cvxlayers.host import Arrays, HostMap, Options, Port
+from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Info, Pattern, Solution
 from cvxlayers.solvers.base import Solver
 
@@ -31,8 +32,14 @@ class ConicMap(HostMap):
     Arguments as in `cvxlayers.conic.ConicLayer`.
     """
 
-    def __init__(self, pattern: Pattern, solver: str | Solver | None = None, solver_args: Mapping[str, Any] | None = None) -> None:
-        self.conic = ConicLayer(pattern, solver, solver_args)
+    def __init__(
+        self,
+        pattern: Pattern,
+        solver: str | Solver | None = None,
+        solver_args: Mapping[str, Any] | None = None,
+        kkt: KKT | None = None,
+    ) -> None:
+        self.conic = ConicLayer(pattern, solver, solver_args, kkt)
         widths = (("P", pattern.nnzP), ("q", pattern.n), ("A", pattern.nnzA), ("b", pattern.m))
         self.inputs = tuple(Port(name, (width,), False) for name, width in widths)
         self.outputs = tuple(Port(name, (width,), False) for name, width in (("x", pattern.n), ("y", pattern.m), ("s", pattern.m)))

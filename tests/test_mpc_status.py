@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.linalg import null_space
 
 from cvxlayers.backend import backend_of
-from cvxlayers.control import MPC, LinearDynamics, QuadraticCost
+from cvxlayers.control import MPC, LinearDynamics, QuadraticCost, curvature
+from cvxlayers.control.conditions import Expansion
+from cvxlayers.control.transcription import Layout
 from cvxlayers.errors import InaccurateWarning, SolverError, Status
 from tests.backends import TABLE, requested
 from tests.problems import cp
@@ -186,3 +190,42 @@ def test_wrong_softening_is_told(change: dict[str, Any], message: str) -> None:
 def test_wrong_shapes_of_weights_are_told(torch: Any) -> None:
     with pytest.raises(ValueError, match="the weights of slew have shape .2,.; wanted a number or .1,."):
         MPC(integrator, effort, horizon=5, n_state=2, n_ctrl=1, slew=("quadratic", [1.0, 2.0]))(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("slew", ["quadratic", "bound"])
+def test_the_second_order_test_where_slew_ties_controls(slew: str) -> None:
+    """Against the eigenvalues of the dense Hessian on the directions that dynamics and active constraints leave."""
+    (T, n, m, rows), rng, verdicts = (5, 2, 2, 40), np.random.default_rng(3), []
+    layout = Layout(T, n, m, 0, 0, ("u_upper",), None, slew)
+    s, weight = n + m, np.array([0.5, 2.0])
+    H = rng.standard_normal((T, rows, s, s))
+    H = H + np.swapaxes(H, -1, -2) + 3 * np.eye(s)
+    F = 0.5 * rng.standard_normal((T - 1, rows, n, s))
+    y = {"u_upper": np.where(rng.uniform(size=(T, rows, m)) < 0.3, 1.0, 0.0)}
+    if slew == "bound":
+        tied = rng.uniform(size=(T - 1, rows, m))
+        y |= {"slew_upper": np.where(tied < 0.3, 1.0, 0.0), "slew_lower": np.where(tied > 0.8, 1.0, 0.0)}
+    program: Any = SimpleNamespace(layout=layout, weights={"slew": weight[None, None]}, x0=np.zeros((1, rows, n)))
+    at = Expansion(None, F, np.zeros((T, rows, s)), H, None, None, None, None)
+    found = curvature.minimum(program, at, y)
+    for row in range(rows):
+        dense, fixed = np.zeros((T * s, T * s)), [np.eye(T * s)[k] for k in range(n)]
+        for t in range(T):
+            dense[t * s : (t + 1) * s, t * s : (t + 1) * s] += H[t, row]
+            u = np.eye(T * s)[t * s + n : (t + 1) * s]
+            fixed += [u[k] for k in range(m) if y["u_upper"][t, row, k]]
+            if t < T - 1:
+                move = np.eye(T * s)[(t + 1) * s : (t + 1) * s + n].copy()
+                move[:, t * s : (t + 1) * s] -= F[t, row]
+                change = np.eye(T * s)[(t + 1) * s + n : (t + 2) * s] - u
+                fixed += list(move)
+                if slew == "quadratic":
+                    dense += change.T @ np.diag(weight) @ change
+                else:
+                    fixed += [change[k] for k in range(m) if y["slew_upper"][t, row, k] + y["slew_lower"][t, row, k]]
+        free = null_space(np.array(fixed))
+        least = np.linalg.eigvalsh(free.T @ dense @ free).min() if free.shape[1] else 1.0
+        assert abs(least) > 1e-4
+        assert found[row] == (least > 0)
+        verdicts.append(bool(found[row]))
+    assert any(verdicts) and not all(verdicts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,11 +30,8 @@ class Expansion(NamedTuple):
     E: Any
 
 
-def expand(program: Program, tau: Any, y: Parts, curvature: str | None) -> Expansion:
-    """Values and derivatives at tau (T, B, s).
-
-    ``curvature`` says which Hessian is wanted: that of the "cost", made convex, that of the "lagrangian" with multipliers y, or None.
-    """
+def values(program: Program, tau: Any) -> Expansion:
+    """Values and first derivatives at tau (T, B, s)."""
     xp, layout = backend_of(tau).verbs.xp, program.layout
     n, before, x_last = layout.n, tau[:-1], tau[-1:, :, : layout.n]
     if layout.stages == 1:
@@ -45,36 +42,59 @@ def expand(program: Program, tau: Any, y: Parts, curvature: str | None) -> Expan
         f, F = jacobian(program.dynamics, before, n)
     g, G = (None, None) if program.constraints is None else jacobian(program.constraints, tau, layout.path)
     h, E = (None, None) if program.terminal_constraints is None else jacobian(program.terminal_constraints, x_last, layout.terminal)
-    slope, H = _stage_costs(program, tau, y, curvature)
+    if isinstance(program.cost, Quadratic):
+        slope = times(program.cost.C, tau) + program.cost.c
+    else:
+        slope = gradient(program.cost, tau)
     if program.terminal_cost is not None:
         slope = xp.concat([slope[:-1], slope[-1:] + wide(gradient(program.terminal_cost, x_last), tau)], axis=0)
-    exact = curvature == "lagrangian"
-    if curvature is not None and (program.terminal_cost is not None or (exact and program.terminal_constraints is not None)):
+    return Expansion(f, F, slope, None, g, G, h, E)
+
+
+def packed(program: Program, at: Expansion) -> tuple[Any, ...]:
+    """What an expansion without a Hessian has for every row."""
+    own = at if not isinstance(program.dynamics, Affine) else at._replace(F=None)
+    return tuple(a for a in own if a is not None)
+
+
+def unpacked(program: Program, arrays: Sequence[Any]) -> Expansion:
+    """The way back."""
+    path, last, rest = program.constraints is not None, program.terminal_constraints is not None, list(arrays)
+    affine = isinstance(program.dynamics, Affine)
+    there = (True, not affine, True, False, path, path, last, last)
+    at = Expansion(*(rest.pop(0) if one else None for one in there))
+    return at._replace(F=program.dynamics.F) if affine else at
+
+
+def expand(program: Program, tau: Any, y: Parts, curvature: str, at: Expansion | None = None) -> Expansion:
+    """Values and derivatives at tau (T, B, s), first ones as in ``at``.
+
+    ``curvature`` says which Hessian is wanted: that of the "cost", made convex, or that of the "lagrangian" with multipliers y.
+    """
+    xp, layout = backend_of(tau).verbs.xp, program.layout
+    n, x_last, exact = layout.n, tau[-1:, :, : layout.n], curvature == "lagrangian"
+    at, H = values(program, tau) if at is None else at, _stage_curvature(program, tau, y, curvature)
+    if program.terminal_cost is not None or (exact and program.terminal_constraints is not None):
         curve = hessian(lambda x: terminal_lagrangian(program, x, y if exact else {}), x_last)[1]
         curve = curve if exact else convexified(curve, FLOOR)
         right = xp.concat([curve, xp.zeros_like(x_last[..., :, None] * tau[-1:, :, None, n:])], axis=-1)
         block = xp.concat([right, xp.zeros_like(tau[-1:, :, n:, None] * tau[-1:, :, None, :])], axis=-2)
         H = xp.broadcast_to(H, (layout.stages, *block.shape[1:]))
         H = xp.concat([H[:-1], H[-1:] + block], axis=0)
-    return Expansion(f, F, slope, H, g, G, h, E)
+    return at._replace(H=H)
 
 
-def _stage_costs(program: Program, tau: Any, y: Parts, curvature: str | None) -> tuple[Any, Any]:
-    """The gradient of the stages' costs, and the Hessian that is wanted."""
+def _stage_curvature(program: Program, tau: Any, y: Parts, curvature: str) -> Any:
+    """The Hessian of the stages that is wanted."""
     linear = isinstance(program.dynamics, Affine) and program.constraints is None
     if isinstance(program.cost, Quadratic):
-        slope, H = times(program.cost.C, tau) + program.cost.c, program.cost.C
+        H = program.cost.C
         if curvature == "cost":
-            H = convexified(H, FLOOR, only_where_needed=True)
-        if curvature == "lagrangian" and not linear:
-            H = H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
-        return slope, H
-    if curvature is None:
-        return gradient(program.cost, tau), None
-    slope, H = hessian(program.cost, tau)
+            return convexified(H, FLOOR, only_where_needed=True)
+        return H if linear else H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
     if curvature == "cost":
-        return slope, convexified(H, FLOOR)
-    return slope, H if linear else H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
+        return convexified(hessian(program.cost, tau)[1], FLOOR)
+    return hessian(lambda tau: lagrangian(program, tau, y), tau)[1]
 
 
 def wide(x: Any, tau: Any) -> Any:

@@ -82,7 +82,7 @@ def _merit(program: Program, tau: Any, penalty: Any) -> Any:
     f = program.dynamics(before) if layout.stages > 1 else None
     g = None if program.constraints is None else program.constraints(tau)
     h = None if program.terminal_constraints is None else program.terminal_constraints(tau[..., -1:, :, :n])
-    held = excess(program, tau, f, g, h)
+    held = {name: value for name, value in excess(program, tau, f, g, h).items() if name not in ("u_upper", "u_lower")}  # clipped
     return objective(program, tau, held) + penalty * _violation(layout, held)
 
 

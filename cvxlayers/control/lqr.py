@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cvxlayers.backend import NUMPY, backend_of
+from cvxlayers.compiled import kernels
 from cvxlayers.control import riccati
 from cvxlayers.errors import InaccurateWarning, warn
 
@@ -49,9 +52,22 @@ def lqr(C: Any, c: Any, F: Any, f: Any, x0: Any, horizon: int | None = None) -> 
 
     C, F = _spread(xp, C, 2, rows), _spread(xp, F, 2, rows)
     c, f = (xp.broadcast_to(_spread(xp, a, 1, rows), (count, rows, width)) for a, count, width in ((c, stages, s), (f, stages - 1, n)))
-    x0 = xp.reshape(xp.broadcast_to(x0, (*batch, n)), (1, rows, n))
-    moves = xp.concat([x0, f], axis=0)
+    arrays = (C, c, F, f, xp.reshape(xp.broadcast_to(x0, (*batch, n)), (rows, n)))
+    whole = tuple(C.shape[:2]) == (stages, rows) and tuple(F.shape[:2]) == (stages - 1, rows) and stages > 1
+    kernel = kernels("lqr") if whole else None
+    if kernel is None:
+        x, u, cost = _by_system(*arrays)
+    else:
+        x, u, cost = verbs.quick(_by_system, partial(_value, kernel), partial(_pull, kernel), *arrays)
+    x, u = (xp.reshape(part, (stages, *batch, part.shape[-1])) for part in (x, u))
+    return Trajectory(x, u, xp.reshape(cost, batch))
 
+
+def _by_system(C: Any, c: Any, F: Any, f: Any, x0: Any) -> tuple[Any, Any, Any]:
+    """x (T, B, n), u (T, B, m) and the cost (B,), by the optimality conditions: every derivative, whatever is shared."""
+    verbs, (stages, rows, _), n = backend_of(c).verbs, c.shape, x0.shape[-1]
+    xp = verbs.xp
+    moves = xp.concat([x0[None], f], axis=0)
     factors, convex = verbs.constant(lambda C, F: riccati.factor(C, F, stages), (4, 4), C, F)
     tau, multipliers = verbs.symmetric(riccati.SYSTEM, (factors,), (C, F), (-c, -moves))
     # by the optimality conditions sum tau'C tau is what remains of it
@@ -59,8 +75,17 @@ def lqr(C: Any, c: Any, F: Any, f: Any, x0: Any, horizon: int | None = None) -> 
     tau = xp.where(convex[None, :, None], tau, xp.ones_like(tau) * np.nan)
     cost = xp.where(convex, cost, xp.ones_like(cost) * np.nan)
     _tell(verbs.known(convex), rows)
-    x, u = (xp.reshape(part, (stages, *batch, part.shape[-1])) for part in (tau[..., :n], tau[..., n:]))
-    return Trajectory(x, u, xp.reshape(cost, batch))
+    return tau[..., :n], tau[..., n:], cost
+
+
+def _value(kernel: Any, *arrays: np.ndarray) -> tuple[tuple[np.ndarray, ...], Any]:
+    solved = kernel.solve(*arrays)
+    _tell(solved.convex, len(solved.cost))
+    return solved[:3], solved[3:]
+
+
+def _pull(kernel: Any, arrays: Sequence[np.ndarray], kept: Any, given: Any, needed: Sequence[bool]) -> Sequence[np.ndarray | None]:
+    return kernel.pull(arrays[2], *kept, given, needed)
 
 
 def _spread(xp: Any, a: Any, rank: int, rows: int) -> Any:

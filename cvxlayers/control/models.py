@@ -48,4 +48,5 @@ class Quadratic:
 
     def __call__(self, tau: Any) -> Any:
         xp = backend_of(tau).verbs.xp
-        return xp.sum((times(self.C, tau) / 2 + self.c) * tau, axis=-1)
+        half = times(self.C / 2, tau) if self.C.shape[-3] == 1 else times(self.C, tau) / 2  # whichever is smaller
+        return xp.sum((half + self.c) * tau, axis=-1)

@@ -11,13 +11,14 @@ import numpy as np
 
 from cvxlayers.backend import backend_of
 from cvxlayers.control import conditions, curvature, ilqr, sqp
+from cvxlayers.control.direct import Direct
 from cvxlayers.control.expand import gradient
 from cvxlayers.control.line_search import may
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
 from cvxlayers.control.problem import BOUNDS, Problem, Program, arrays_of, check, leaves_of, program_of, widths_of, with_leaves
 from cvxlayers.control.solved import SolvedMap
-from cvxlayers.control.staged import Staged, staged
+from cvxlayers.control.staged import Staged, staged, system_of
 from cvxlayers.control.transcription import Layout, Transcription
 
 SOLVER = "INTERIOR"  # of the quadratic programs: the only one that takes a batch at once
@@ -144,9 +145,9 @@ class MPC:
             return tuple(xp.reshape(a, (*lead, -1, *a.shape[1:])) if lead else a for a in found)
 
         ranks = (2, 3, *(len(a.shape) for a in (*arrays, *leaves)))
-        w, y, s, P, A, iterations, failure = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
+        w, y, s, P, A, violation, minimum, iterations, failure = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
         solution = self._implicit(program, maps, w, y, s, P, A)
-        return self._report(program, maps, solution, iterations, failure, batch, tol, rti)
+        return self._report(program, maps, solution, iterations, failure, batch, tol, rti, minimum, violation)
 
     def _guess(self, x0: Any, warm_start: Plan | None) -> Any:
         """Where to start, (T, B, s): at rest, or at the last plan shifted by one stage."""
@@ -185,20 +186,23 @@ class MPC:
         batch: Any,
         tol: float,
         rti: bool,
-        convex: Any = None,
+        minimum: Any = None,
+        violation: Any = None,
     ) -> Plan:
-        """The plan of (w, y, s); ``convex`` marks rows that are known to have one minimum."""
+        """The plan of (w, y, s); ``minimum`` and ``violation`` where they are known, of a convex problem some of the former."""
         w, y, s = solution
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
         xp, T, n = verbs.xp, layout.stages, layout.n
         tau, held = transcription.stages_of(w), {}
         at, y, s = verbs.stop(tau), verbs.stop(y), verbs.stop(s)
         parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, failure > 0
-        settled = convex is not None and not may(verbs, ~convex)
-        point = conditions.expand(program, at, parts, None if settled else "lagrangian")
-        violation = verbs.stop(sqp.finite(conditions.distance(program, at, point, parts)))
-        minimum = convex if settled or point.H is None else curvature.minimum(program, point, parts)
-        minimum = violation == violation if minimum is None else minimum & (violation == violation)
+        if violation is None:
+            point = conditions.values(program, at)
+            violation = verbs.stop(sqp.finite(conditions.distance(program, at, point, parts)))
+            if minimum is None or may(verbs, ~minimum):
+                point = conditions.expand(program, at, parts, "lagrangian", point)
+                minimum = curvature.minimum(program, point, parts)
+        minimum = minimum & (violation == violation)
         converged = (violation <= tol) & ~(failure > 0)
         scale = 1 + xp.max(xp.abs(y), axis=-1)[None, :, None]
         for name in layout.groups:
@@ -242,8 +246,11 @@ def _sides(program: Program, tau: Any = None) -> dict[str, Any]:
 def _maps(layout: Layout, resolution: float) -> sqp.Maps:
     """Shared by all controllers of a layout and a precision: what JAX remembers of a map is true in one precision only."""
     transcription = Transcription(layout)
-    pattern = transcription.pattern
-    return sqp.Maps(transcription, staged(transcription, SOLVER), SolvedMap(pattern, newton=True), SolvedMap(pattern))
+    pattern, kkt = transcription.pattern, system_of(transcription)
+    maps = SolvedMap(pattern, newton=True, kkt=kkt), SolvedMap(pattern, kkt=kkt)
+    solve = staged(transcription, SOLVER, kkt)
+    direct = Direct(layout.stages, layout.n, layout.m, pattern.m) if isinstance(solve.conic.solver, Staged) else None
+    return sqp.Maps(transcription, solve, *maps, direct)
 
 
 # Mapped calls: their axes come in front of all others, and become rows.

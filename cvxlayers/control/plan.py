@@ -11,10 +11,9 @@ class PlanInfo(NamedTuple):
     ``converged``; ``iterations``; ``kkt_residual``, the largest relative violation of the optimality conditions, computed from the user's
     own functions; ``infeasible``, whether the constraints, or their linearization at the last point, cannot be satisfied; ``unbounded``,
     whether the cost has no minimum over them because it is not convex there or falls without end; ``minimum``, whether it converged
-    and the cost curves downward along no direction that the active constraints leave (where False it may be a saddle point; where
-    ``slew`` ties the controls it is not tested); ``active``, by the names of the groups of constraints, which of them have a positive
-    multiplier (T or T-1, *batch, width); ``grad_ok``, whether the derivative is an ordinary one: converged, and no constraint both
-    active and without multiplier.
+    and the cost curves downward along no direction that the active constraints leave (where False it may be a saddle point);
+    ``active``, by the names of the groups of constraints, which of them have a positive multiplier (T or T-1, *batch, width);
+    ``grad_ok``, whether the derivative is an ordinary one: converged, and no constraint both active and without multiplier.
     """
 
     converged: Any

@@ -127,6 +127,9 @@ def _spread(name: str, value: Any, like: Any, shape: tuple[int, ...], rows: int,
     if len(a.shape) < rank and len(a.shape) == 0:
         a = verbs.xp.broadcast_to(a, tail)
     lead = tuple(a.shape)[: len(a.shape) - rank]
+    known = verbs.known(a) if lead else None
+    if known is not None and known.shape == tuple(a.shape) and lead[0] == shape[0] and known.strides[0] == 0:
+        a, lead = a[:1], (1, *lead[1:])  # repeated, not different: stages share it
     wanted = f"{tail}, (T, ...) or (T, *batch, ...) before it, T = {shape[0]}"
     if tuple(a.shape)[len(lead) :] != tail or (lead and lead[0] not in (1, shape[0])):
         raise ValueError(f"{name} has shape {tuple(a.shape)}; wanted {wanted}")

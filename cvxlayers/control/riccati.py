@@ -88,8 +88,11 @@ def _rows_before(arrays: Sequence[np.ndarray], ranks: Sequence[int], lead: tuple
 
 
 def times(M: Any, v: Any) -> Any:
-    """M v for M (..., T or 1, B or 1, r, k) and v (..., T, B, k); one matrix product where all rows share M."""
+    """M v for M (..., T or 1, B or 1, r, k) and v (..., T, B, k); one matrix product where rows or stages share M."""
     xp = backend_of(v).verbs.xp
+    if M.shape[-3] > 1 and M.shape[-4] == 1 and v.shape[-3] > 1:  # stages share it: one product for all of a row's
+        product = xp.matmul(xp.moveaxis(v, -3, -2), xp.matrix_transpose(M[..., 0, :, :, :]))
+        return xp.moveaxis(product, -2, -3)
     if M.shape[-3] > 1:
         return xp.matmul(M, v[..., None])[..., 0]
     if M.shape[-4] > 1 or v.shape[-3] == 1:

@@ -15,6 +15,7 @@ from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap, Saved
 from cvxlayers.errors import Status
 from cvxlayers.host import Arrays, HostMap, Options, Port
+from cvxlayers.kkt import KKT
 from cvxlayers.program import Info, Pattern, Solution
 
 NO_SECOND = (
@@ -31,8 +32,8 @@ class SolvedMap(HostMap):
     least one of P, q, A, b has batch axes where x, y, s have them.
     """
 
-    def __init__(self, pattern: Pattern, newton: bool = False) -> None:
-        self.below, self.newton = ConicMap(pattern), newton
+    def __init__(self, pattern: Pattern, newton: bool = False, kkt: KKT | None = None) -> None:
+        self.below, self.newton = ConicMap(pattern, kkt=kkt), newton
         self.conic = self.below.conic
         self.outputs = self.below.outputs
         self.inputs = (*self.below.inputs, *(Port(port.name, port.shape, False) for port in self.outputs))

@@ -15,7 +15,8 @@ import numpy as np
 from cvxlayers.backend import backend_of
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.control import curvature, ilqr
-from cvxlayers.control.conditions import FLOOR, Expansion, distance, expand, right_sides
+from cvxlayers.control.conditions import FLOOR, Expansion, distance, expand, packed, right_sides, unpacked, values
+from cvxlayers.control.direct import Direct
 from cvxlayers.control.expand import convexified
 from cvxlayers.control.line_search import may, search
 from cvxlayers.control.problem import Program
@@ -24,7 +25,7 @@ from cvxlayers.control.solved import SolvedMap
 from cvxlayers.control.transcription import Transcription
 from cvxlayers.errors import Status
 
-CLOSE = 0.1  # from this violation on Newton steps are tried
+CLOSE, VALLEY = 0.5, 0.1  # from these violations on Newton steps are tried, and steps longer than one
 FORGET = 0.1  # what remains of the last penalty at least
 RELIEF = 8  # every so many steps of shooting one is a quadratic program's
 GAIN = 0.5  # what they must leave at most of it
@@ -32,18 +33,19 @@ INFEASIBLE, UNBOUNDED, BROKEN = 1.0, 2.0, 3.0  # why a quadratic program has no 
 
 
 class Maps(NamedTuple):
-    """The cone programs of one pattern: solved, moved by one Newton step, and differentiated where they stand."""
+    """The cone programs of one pattern: solved, moved by one Newton step, and differentiated where they stand; the first two directly."""
 
     transcription: Transcription
     solve: ConicMap
     newton: SolvedMap
     solved: SolvedMap
+    direct: Direct | None = None
 
 
 class Point(NamedTuple):
     """Where the rows are: tau (T, B, s), y and s (B, rows of A); the merit function's penalty, violation, steps (B,).
 
-    ``failure`` (B,) is as of `failure_of`.
+    ``failure`` (B,) is as of `failure_of`; ``values`` are the values and first derivatives there, `conditions.packed`.
     """
 
     tau: Any
@@ -53,6 +55,7 @@ class Point(NamedTuple):
     violation: Any
     iterations: Any
     failure: Any
+    values: tuple[Any, ...]
 
 
 def solve(
@@ -82,7 +85,7 @@ def solve(
 
 def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
     """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
-    verbs = backend_of(tau).verbs
+    verbs, maps = backend_of(tau).verbs, maps._replace(direct=None)  # nobody differentiates a direct step
 
     def iterate(point: Point) -> Point:
         open_rows = (point.violation > tol) & (point.failure < 0.5)
@@ -101,33 +104,37 @@ def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int
     return point
 
 
-def differentiable(program: Program, maps: Maps, point: Point, curvature: str) -> tuple[Any, Any, Any, Any, Any]:
-    """(w, y, s) and the matrices P and A of the program that `SolvedMap` differentiates there."""
+def differentiable(program: Program, maps: Maps, point: Point, kind: str) -> tuple[Any, ...]:
+    """(w, y, s), the matrices P and A of the program that `SolvedMap` differentiates there, the violation, and where it is a minimum."""
     parts = maps.transcription.parted(point.y)
-    at = expand(program, point.tau, parts, curvature)
+    at = expand(program, point.tau, parts, kind, unpacked(program, point.values))
+    exact = at if kind == "lagrangian" else expand(program, point.tau, parts, "lagrangian", at)
     P, _, A, _ = _data(program, maps, point.tau, at, at.H)
-    return flat(maps.transcription, point.tau, at, program, parts), point.y, point.s, P, A
+    w = flat(maps.transcription, point.tau, at, program, parts)
+    return w, point.y, point.s, P, A, point.violation, curvature.minimum(program, exact, parts)
 
 
 def variables(program: Program, maps: Maps, point: Point) -> Any:
     """The variables w (B, size) of the program at a point."""
     parts = maps.transcription.parted(point.y)
-    return flat(maps.transcription, point.tau, expand(program, point.tau, parts, None), program, parts)
+    return flat(maps.transcription, point.tau, unpacked(program, point.values), program, parts)
 
 
 def _advanced(xp: Any, point: Point, moves: list[tuple[Any, Point]]) -> Point:
     """The point with rows replaced by those of other points, one more step counted where a mask is true."""
     steps = point.iterations
     for mask, other in moves:
-        point = Point(*(xp.where(_like(mask, new), new, old) for new, old in zip(other, point, strict=True)))
+        arrays = [xp.where(_like(mask, new), new, old) for new, old in zip(other[:-1], point[:-1], strict=True)]
+        pairs = zip(other.values, point.values, strict=True)
+        point = Point(*arrays, values=tuple(xp.where(_like(mask, new), new, old) for new, old in pairs))
         steps = xp.where(mask, steps + 1, steps)
     return point._replace(iterations=steps)
 
 
 def _like(mask: Any, a: Any) -> Any:
-    """A mask of rows (B,) against (B,), (B, k) or (T, B, s)."""
+    """A mask of rows (B,) against (B,), (B, k) or (T, B, s) or more axes."""
     rank = len(a.shape)
-    return mask if rank == 1 else mask[:, None] if rank == 2 else mask[None, :, None]
+    return mask if rank == 1 else mask[:, None] if rank == 2 else mask[(None, slice(None), *[None] * (rank - 2))]
 
 
 def start(program: Program, maps: Maps, tau: Any) -> Point:
@@ -136,7 +143,7 @@ def start(program: Program, maps: Maps, tau: Any) -> Point:
     xp = verbs.xp
     none = xp.zeros_like(tau[0, :, 0])
     y = none[:, None] + verbs.asarray(np.zeros(pattern.m), tau)
-    return Point(tau, y, y, none, none + np.inf, none, none)
+    return Point(tau, y, y, none, none + np.inf, none, none, packed(program, values(program, tau)))
 
 
 def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, shooting: bool) -> Point:
@@ -165,10 +172,11 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, sh
     return _advanced(xp, point, [(gained, moved), (rest, found)])
 
 
-def measured(program: Program, maps: Maps, tau: Any, y: Any) -> Any:
-    """The violation of the optimality conditions by (tau, y), (B,)."""
-    parts = maps.transcription.parted(y)
-    return finite(distance(program, tau, expand(program, tau, parts, None), parts))
+def measured(program: Program, maps: Maps, point: Point, tau: Any, y: Any) -> Point:
+    """The point at (tau, y), with its values and its violation of the optimality conditions."""
+    at = values(program, tau)
+    violation = finite(distance(program, tau, at, maps.transcription.parted(y)))
+    return point._replace(tau=tau, y=y, violation=violation, values=packed(program, at))
 
 
 def finite(violation: Any) -> Any:
@@ -184,14 +192,18 @@ def _data(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any) -> tupl
 def _newton(program: Program, maps: Maps, point: Point, rows: Any) -> Point:
     verbs = backend_of(point.tau).verbs
     tau, parts = point.tau, maps.transcription.parted(point.y)
-    at = expand(program, tau, parts, "lagrangian")
+    at = expand(program, tau, parts, "lagrangian", unpacked(program, point.values))
+    found = None if maps.direct is None else maps.direct.newton(program, at, tau, point.y, point.s)
+    if found is not None:
+        moved = measured(program, maps, point, found.tau, found.y)
+        violation = verbs.xp.where(found.convex, moved.violation, moved.violation + np.inf)
+        return moved._replace(s=found.s, violation=violation)
     rows = rows & curvature.minimum(program, at, parts)  # elsewhere the step may lead to a saddle point
     w = flat(maps.transcription, tau, at, program, parts)
     data = _data(program, maps, tau, at, at.H)
     w = verbs.xp.where(rows[:, None], w, verbs.xp.ones_like(w) * np.nan)  # a row that is not finite costs nothing
     w, y, s = verbs.call(maps.newton, *data, w, point.y, point.s)
-    tau = maps.transcription.stages_of(w)
-    return point._replace(tau=tau, y=y, s=s, violation=measured(program, maps, tau, y))
+    return measured(program, maps, point, maps.transcription.stages_of(w), y)._replace(s=s)
 
 
 def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program, parts: Any) -> Any:
@@ -209,31 +221,48 @@ def flat(transcription: Transcription, tau: Any, at: Expansion, program: Program
 def _rolled(program: Program, maps: Maps, point: Point, exact: bool) -> Point:
     tau = ilqr.rollout(program, ilqr.clipped(program, point.tau[..., program.layout.n :]))
     tau, y, s = ilqr.projected(program, maps.transcription, tau, point.y, exact)
-    return point._replace(tau=tau, y=y, s=s, violation=measured(program, maps, tau, y))
+    return measured(program, maps, point, tau, y)._replace(s=s)
 
 
 def _searched(program: Program, maps: Maps, point: Point, rows: Any, exact: bool) -> Point:
     verbs = backend_of(point.tau).verbs
     xp, tau, transcription = verbs.xp, point.tau, maps.transcription
-    at = expand(program, tau, transcription.parted(point.y), "lagrangian" if exact else "cost")
+    at = expand(program, tau, transcription.parted(point.y), "lagrangian" if exact else "cost", unpacked(program, point.values))
     H = convexified(at.H, FLOOR) if exact else at.H
-    P, q, A, b = _data(program, maps, tau, at, H)
-    q = xp.where(rows[:, None], q, xp.ones_like(q) * np.nan)  # a row that is not finite costs nothing
-    (w, y, s), info = verbs.call(maps.solve, P, q, A, b, on_failure="nan", return_info=True)
-    failure = failure_of(w, info.status)
+    target, y, s, failure = _quadratic(program, maps, tau, at, H, rows)
     infeasible = failure > 0
-    target = transcription.stages_of(w)
-    target = xp.where(infeasible[None, :, None], tau, target)
-    direction = target - tau
+    direction = xp.where(infeasible[None, :, None], xp.zeros_like(tau), target - tau)
 
     dual = xp.max(xp.abs(y), axis=-1)
     # above the multipliers, for the merit to be exact; a first large value is forgotten, for it would keep later steps short
     penalty = xp.maximum(FORGET * point.penalty, xp.where(infeasible, xp.zeros_like(dual), 1.5 * dual + 1e-3))
-    valley = point.violation < CLOSE  # long steps, far from there, would leap into other basins
+    valley = point.violation < VALLEY  # long steps, far from there, would leap into other basins
     tau = search(program, at, tau, direction, penalty, rows, valley)
     y, s = (xp.where(infeasible[:, None], old, new) for old, new in ((point.y, y), (point.s, s)))
-    violation = measured(program, maps, tau, y)
-    return point._replace(tau=tau, y=y, s=s, penalty=penalty, violation=violation, failure=failure)
+    return measured(program, maps, point, tau, y)._replace(s=s, penalty=penalty, failure=failure)
+
+
+def _quadratic(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any, rows: Any) -> tuple[Any, Any, Any, Any]:
+    """tau, y and s of the quadratic program at tau, and the failure of each row."""
+    verbs, transcription = backend_of(tau).verbs, maps.transcription
+    xp = verbs.xp
+    found = None
+    if maps.direct is not None:
+        sides = transcription.sides(right_sides(program, tau, at))
+        found = maps.direct.quadratic(program, at, H, at.slope - times(H, tau), sides)
+        if found is not None:
+            rows = rows & ~found.convex
+            if not may(verbs, rows):
+                return found.tau, found.y, found.s, xp.zeros_like(tau[0, :, 0])
+    P, q, A, b = _data(program, maps, tau, at, H)
+    q = xp.where(rows[:, None], q, xp.ones_like(q) * np.nan)  # a row that is not finite costs nothing
+    (w, y, s), info = verbs.call(maps.solve, P, q, A, b, on_failure="nan", return_info=True)
+    target, failure = transcription.stages_of(w), failure_of(w, info.status)
+    if found is None:
+        return target, y, s, failure
+    pairs = zip((*found[:3], xp.zeros_like(failure)), (target, y, s, failure), strict=True)
+    target, y, s, failure = (xp.where(_like(found.convex, old), old, new) for old, new in pairs)
+    return target, y, s, failure
 
 
 def failure_of(w: Any, status: Any) -> Any:

@@ -6,6 +6,7 @@ A row that the stages do not solve (not strictly convex, or a cycle) goes to the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +16,7 @@ from cvxlayers.cones import NonNegative, Zero
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.control.transcription import Transcription
 from cvxlayers.errors import Status
+from cvxlayers.kkt import KKT
 from cvxlayers.program import ConeProgram, Pattern, Solution, take
 from cvxlayers.solvers import get
 from cvxlayers.solvers.base import Solver
@@ -22,10 +24,30 @@ from cvxlayers.solvers.base import Solver
 BOXED = {"initial", "dynamics", "u_upper", "u_lower"}
 
 
-def staged(transcription: Transcription, solver: str) -> ConicMap:
+def staged(transcription: Transcription, solver: str, kkt: KKT | None = None) -> ConicMap:
     """The map of a transcription's programs, with the compiled stages where they apply and the named solver elsewhere."""
     pattern, places = transcription.pattern, _places(transcription)
-    return ConicMap(pattern, solver if places is None else Staged(beneath=get(solver, None, pattern)[0], places=places))
+    return ConicMap(pattern, solver if places is None else Staged(beneath=get(solver, None, pattern)[0], places=places), kkt=kkt)
+
+
+def system_of(transcription: Transcription) -> KKT:
+    """The linear systems at solutions of a transcription's programs, by stages where there are bounds on controls alone."""
+    places = _places(transcription)
+    return KKT(transcription.pattern, None if places is None else partial(_held, places))
+
+
+def _held(places: Any, kkt: KKT) -> Any:
+    """K's stored numbers as `kernels.held` takes them."""
+    T, n, m, rows = *places[:3], kkt.pattern.m
+    at_P, diagonal, at_A, entries = kkt.places
+    C = T * (n + m) ** 2
+    A = C + (T - 1) * n * (n + m) + 2 * T * m
+    found = np.full(kkt.nnz, A + rows, dtype=np.intp)
+    found[diagonal[kkt.pattern.n :]] = A + np.arange(rows)
+    inside = places.A[entries] < A - C
+    found[at_A[inside]] = C + places.A[entries][inside]
+    found[at_P] = places.P
+    return kernels("held").Held(T, n, m, found, rows, places.upper, places.lower)
 
 
 @final

@@ -16,10 +16,9 @@ import numpy as np
 
 from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, larger, load, select, some, store
 from cvxlayers.kernels.rows import blocks_of, gather, gather_at, scatter
+from cvxlayers.kernels.stages import SINGULAR, congruence, pulled, times
 from cvxlayers.kernels.threads import run
 
-SINGULAR = 16 * float(np.finfo(float).eps)
-"""A pivot below this share of its diagonal entry is not positive."""
 BEYOND = 1e-13
 """How far outside of a bound, relative to 1 + |bound|, rounding may put a control."""
 TOGETHER, LIMIT = 15, 60
@@ -54,7 +53,7 @@ def solve(places: Places, P: np.ndarray, q: np.ndarray, A: np.ndarray, b: np.nda
         memory = tuple(aligned(size) for size in sizes)
         _blocks(first, last, T, n, m, places.P, places.A, places.upper, places.lower, P, q, A, b, memory, x, y, s, report)
 
-    run(task, blocks_of(len(q)), jobs)
+    run(task, blocks_of(len(q)), jobs, work=blocks_of(len(q)) * T * 4 * width**3)
     return x, y, s, report
 
 
@@ -118,10 +117,10 @@ def _blocks(
                         begin = t
                 if t < T - 1:
                     for i in range(n):
-                        entry = load(sides, (t + 1) * n + i)
-                        for j in range(width):
-                            entry -= load(F, (t * n + i) * width + j) * load(tau, t * width + j)
-                        store(state, i, entry)
+                        store(state, i, -load(sides, (t + 1) * n + i))
+                    times(F, t * n * width, n, width, tau, t * width, state, 0)
+                    for i in range(n):
+                        store(state, i, -load(state, i))
             count += select(done == 0.0, 1.0, 0.0)
             done = select(changed == 0.0, 1.0, 0.0)
             if begin < 0:
@@ -167,26 +166,13 @@ def _stage(
         store(slope, i, load(linear, t * width + i))
     if t < T - 1:
         stage, ahead = t * n * width, (t + 1) * n
+        congruence(n, width, V, ahead * n, F, stage, product, Q)
         for i in range(n):
-            for j in range(width):
-                entry = load(V, ahead * n + i * n) * load(F, stage + j)
-                for r in range(1, n):
-                    entry += load(V, ahead * n + i * n + r) * load(F, stage + r * width + j)
-                store(product, i * width + j, entry)
-            entry = load(v, ahead + i)
-            for r in range(n):
-                entry += load(V, ahead * n + i * n + r) * load(sides, ahead + r)
-            store(shift, i, entry)
-        for i in range(width):
-            for j in range(i, width):
-                entry = load(Q, i * width + j)
-                for r in range(n):
-                    entry += load(F, stage + r * width + i) * load(product, r * width + j)
-                store(Q, i * width + j, entry)
-            entry = load(slope, i)
-            for r in range(n):
-                entry -= load(F, stage + r * width + i) * load(shift, r)
-            store(slope, i, entry)
+            store(shift, i, load(v, ahead + i))
+        times(V, ahead * n, n, n, sides, ahead, shift, 0)
+        for i in range(n):  # F holds -F_t
+            store(shift, i, -load(shift, i))
+        pulled(F, stage, n, width, shift, 0, slope, 0)
     for i in range(m):
         at = (t * m + i) * (width + 1)
         for j in range(width):

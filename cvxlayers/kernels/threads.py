@@ -16,6 +16,8 @@ VARIABLE = "CVXLAYERS_NUM_THREADS"
 """The environment variable that limits threads where the caller sets no limit."""
 SHARES = 4
 """Pieces per thread: more even out pieces of unequal length, fewer cost less."""
+LARGE = 3e5
+"""Products of lanes from which on a second thread pays for being woken."""
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -52,8 +54,10 @@ def limit(jobs: int = 0) -> int:
     return int(said)
 
 
-def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0) -> None:
+def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0, work: float = LARGE) -> None:
     """Call task(first, last) for consecutive pieces of range(blocks), in any order, on at most ``limit(jobs)`` threads.
+
+    ``work`` is about how many products of lanes there are; less than `LARGE` is quicker on one thread.
 
     What a task raises is raised here, after the others have stopped taking pieces.
 
@@ -62,7 +66,7 @@ def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0) -> None:
     >>> seen
     [0, 1, 2, 3, 4]
     """
-    threads = min(limit(jobs), blocks)
+    threads = min(limit(jobs), blocks) if work >= LARGE else 1
     if threads <= 1:
         if blocks:
             task(0, blocks)
@@ -71,7 +75,7 @@ def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0) -> None:
     ticket = count()  # taking a number is one step of the interpreter: no two threads get the same
     stopped = False
 
-    def work() -> None:
+    def take() -> None:
         nonlocal stopped
         while not stopped and (piece := next(ticket)) < pieces:
             try:
@@ -80,9 +84,9 @@ def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0) -> None:
                 stopped = True
                 raise
 
-    helpers = [_executor().submit(work) for _ in range(threads - 1)]
+    helpers = [_executor().submit(take) for _ in range(threads - 1)]
     try:
-        work()
+        take()
     finally:
         stopped = True
         begun = [helper for helper in helpers if not helper.cancel()]

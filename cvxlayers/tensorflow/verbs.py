@@ -139,6 +139,7 @@ VERBS = Verbs(
     linear=_linear_map,
     symmetric=_system,
     projection=_projection,
+    quick=lambda f, value, pull, *arrays: f(*arrays),
     known=_known,
     vmap=None,
     host=_called_on_host,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from cvxlayers.host import Options
 from cvxlayers.torch.layers import eager
 from cvxlayers.torch.rule import nested, primals
 
+IN_CONSTANT: ContextVar[bool] = ContextVar("in_constant", default=False)  # nobody differentiates what happens there
 FUNCTORCH: Any = vars(torch._C)["_functorch"]  # its stub does not say that it is there
 
 
@@ -25,8 +27,12 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Any, ranks: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():  # f may take gradients of its own
-            found = f(*(a.detach() for a in arrays))
+        outside = IN_CONSTANT.set(True)
+        try:
+            with torch.enable_grad():  # f may take gradients of its own
+                found = f(*(a.detach() for a in arrays))
+        finally:
+            IN_CONSTANT.reset(outside)
         return tuple(a.detach() for a in found)
 
     @staticmethod
@@ -53,6 +59,24 @@ def _mapped_first(arrays: Sequence[Tensor], dims: Sequence[Any], ranks: Sequence
     pairs = list(zip(arrays, dims, ranks, strict=True))
     lead = max(a.ndim - (d is not None) - rank for a, d, rank in pairs)
     return [a if d is None else a.movedim(d, 0)[(slice(None), *(None,) * (lead - a.ndim + 1 + r))] for a, d, r in pairs]
+
+
+def _vjp(f: Any, x: Tensor) -> Any:
+    """`torch.func.vjp`; without its levels where no transform is at work and it is known what must not be differentiated again."""
+    again = torch.is_grad_enabled() and x.requires_grad
+    plain = type(x) in (Tensor, torch.nn.Parameter) and not nested() and not torch.compiler.is_compiling()
+    if not plain or not (again or IN_CONSTANT.get()):
+        return torch.func.vjp(f, x)
+    with torch.enable_grad():
+        z = x.view_as(x) if again else x.detach().requires_grad_()
+        value = f(z)
+
+    def pull(g: Tensor) -> tuple[Tensor, ...]:
+        if not value.requires_grad:
+            return (torch.zeros_like(x),)
+        return torch.autograd.grad(value, z, g, retain_graph=True, create_graph=again, materialize_grads=True)
+
+    return value if again else value.detach(), pull
 
 
 class _Linear(torch.autograd.Function):
@@ -153,6 +177,34 @@ class _Projection(torch.autograd.Function):
         return _Projection.apply(find, move, x.movedim(in_dims[2], 0)), 0
 
 
+class _Quick(torch.autograd.Function):
+    """Compiled code of the value and of one derivative; a derivative that is differentiated further is that of ``f``."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Any, value: Any, pull: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
+        outputs, kept = value(*(a.detach().numpy() for a in arrays))
+        ctx.f, ctx.pull = f, pull
+        ctx.save_for_backward(*arrays, *map(torch.from_numpy, kept))
+        return tuple(map(torch.from_numpy, outputs))
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        needed, saved = ctx.needs_input_grad[3:], ctx.saved_tensors
+        arrays, kept = saved[: len(needed)], saved[len(needed) :]
+        if torch.is_grad_enabled():
+            wanted = [a for a, asked in zip(arrays, needed, strict=True) if asked]
+            found = iter(torch.autograd.grad(ctx.f(*arrays), wanted, given, create_graph=True, materialize_grads=True))
+            return None, None, None, *(next(found) if asked else None for asked in needed)
+        pulled = ctx.pull(*([a.detach().numpy() for a in part] for part in (arrays, kept, given)), needed)
+        return None, None, None, *(torch.from_numpy(g) if asked else None for g, asked in zip(pulled, needed, strict=True))
+
+
+def _quick(f: Any, value: Any, pull: Any, *arrays: Tensor) -> tuple[Tensor, ...]:
+    plain = all(type(a) in (Tensor, torch.nn.Parameter) and a.device.type == "cpu" for a in arrays) and not nested()
+    alike = len({a.dtype for a in arrays}) == 1 and arrays[0].dtype in (torch.float32, torch.float64)
+    return _Quick.apply(f, value, pull, *arrays) if plain and alike else f(*arrays)
+
+
 def _split(arrays: Sequence[Any], sizes: tuple[int, int]) -> tuple[tuple[Any, ...], ...]:
     return tuple(arrays[: sizes[0]]), tuple(arrays[sizes[0] : sum(sizes)]), tuple(arrays[sum(sizes) :])
 
@@ -188,13 +240,14 @@ VERBS = Verbs(
     asarray=lambda value, like: torch.as_tensor(value, dtype=like.dtype, device=like.device),
     stop=torch.Tensor.detach,
     take=lambda x, indices: x.index_select(-1, torch.from_numpy(indices).to(x.device)),
-    vjp=torch.func.vjp,
+    vjp=_vjp,
     loop=unrolled_loop,
     scan=unrolled_scan(torch.stack),
     constant=_Constant.apply,
     linear=lambda f, transposed, product, ranks, *arrays: _Linear.apply((f, transposed), ranks, *arrays),
     symmetric=_symmetric,
     projection=_Projection.apply,
+    quick=_quick,
     known=_known,
     vmap=torch.func.vmap,
     host=_on_host,
