@@ -1,15 +1,18 @@
-"""One matrix at a time by QDLDL, refined: what solves the systems of `cvxlayers.kkt` where compiled kernels cannot load."""
+"""One matrix at a time, refined: by QDLDL where compiled kernels cannot load, by LU where the pivots' signs are not known."""
 
 from __future__ import annotations
 
 import numpy as np
 import qdldl
 import scipy.sparse as sp
+from scipy.sparse.linalg import splu
 
 from cvxlayers.least_squares import SparsityPattern
 
 REFINEMENTS = 30  # each gains at least a factor two, else it stops
 CONVERGED = 1e-14  # of the equilibrated residual, relative to the right-hand side: nothing is left to refine
+
+AGAIN = 5  # steps of refinement after pivoting, at most
 
 
 class Workspace:
@@ -49,3 +52,20 @@ class Workspace:
             if error > before / 2:
                 break
         return z
+
+
+def pivoted(K: sp.csc_matrix, rhs: np.ndarray) -> np.ndarray:
+    """K z = rhs by LU with pivoting and as many steps of refinement as help, NaN where K is singular."""
+    try:
+        factors = splu(K)
+    except RuntimeError:
+        return np.full_like(rhs, np.nan)
+    z = factors.solve(rhs)
+    left = rhs - K @ z
+    for _ in range(AGAIN):
+        better = z + factors.solve(left)
+        after = rhs - K @ better
+        if not np.linalg.norm(after) < np.linalg.norm(left):
+            break
+        z, left = better, after
+    return z

@@ -18,6 +18,7 @@ minimum-norm least-squares solution is computed instead, and reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -25,11 +26,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import splu
 
 from cvxlayers.compiled import kernels
 from cvxlayers.cones import Derivative
-from cvxlayers.factorization import CONVERGED, REFINEMENTS, Workspace
+from cvxlayers.factorization import CONVERGED, REFINEMENTS, Workspace, pivoted
 from cvxlayers.least_squares import MinimumNorm
 from cvxlayers.products import Products, Segments
 from cvxlayers.program import ConeProgram, Pattern
@@ -69,7 +69,7 @@ class _Rotated:
 class KKT:
     """The system of one `Pattern`: all index arrays are computed once; methods take NumPy float64 with one batch axis (rows, ...)."""
 
-    def __init__(self, pattern: Pattern) -> None:
+    def __init__(self, pattern: Pattern, special: Callable[[KKT], Any] | None = None) -> None:
         self.pattern = pattern
         n, m = pattern.n, pattern.m
         self.size = n + m
@@ -96,18 +96,13 @@ class KKT:
 
         self._P = positions(rows[0], columns[0])
         self._diagonal = positions(rows[1], columns[1])
-        self._linear, self._linear_rows, self._linear_entries = (
-            positions(rows[2], columns[2]),
-            pattern.A_indices[linear].astype(np.uint32),
-            linear.astype(np.uint32),
-        )
+        self._linear = positions(rows[2], columns[2])
+        self._linear_rows, self._linear_entries = pattern.A_indices[linear].astype(np.uint32), linear.astype(np.uint32)
         self._rotated = [
-            _Rotated(block.start, piece[2], piece[3], piece[4], piece[5], positions(piece[0], piece[1]), piece[6])
-            for block, piece in zip(blocks, pieces, strict=True)
+            _Rotated(b.start, p[2], p[3], p[4], p[5], positions(p[0], p[1]), p[6]) for b, p in zip(blocks, pieces, strict=True)
         ]
         self._sign = np.where(np.arange(self.size) < n, 1.0, -1.0)
 
-        # The full symmetric matrix by columns: its own entry numbers, for products and column maxima.
         off = self.indices != self._columns
         rows_, columns_ = np.r_[self.indices, self._columns[off]], np.r_[self._columns, self.indices[off]]
         order = np.lexsort((rows_, columns_))
@@ -118,6 +113,9 @@ class KKT:
         self._by_column = Segments.by(self._full_columns, self.size)
         self._spare: list[Workspace] = []
         self.products = Products.of(pattern)
+        self.places = self._P, self._diagonal, self._linear, self._linear_entries  # of P, the diagonal, and those entries of A, in K
+        # What knows more of the pattern than its entries, tried first: solve(values, rhs) as of `kernels.systems.Systems`.
+        self._made, self._special = special, None if special is None else special(self)
 
     def chunks(self, rows: int) -> list[slice]:
         """Slices of the batch small enough that the work arrays of each stay in the cache or at least in memory."""
@@ -193,20 +191,16 @@ class KKT:
         return Solved(z, residual, fallback)
 
     def _pivoted(self, values: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-        """K z = rhs for one row by LU with pivoting and one step of refinement, NaN where K is singular."""
-        K = sp.csc_matrix((values[self._full], self._full_indices, self._full_indptr), shape=(self.size, self.size))
-        try:
-            factors = splu(K)
-        except RuntimeError:
-            return np.full_like(rhs, np.nan)
-        z = factors.solve(rhs)
-        return z + factors.solve(rhs - K @ z)
+        """K z = rhs for one row by LU with pivoting, NaN where K is singular."""
+        return pivoted(sp.csc_matrix((values[self._full], self._full_indices, self._full_indptr), shape=(self.size, self.size)), rhs)
 
     def _attempt(self, values: np.ndarray, rhs: np.ndarray, regularization: float) -> tuple[np.ndarray, np.ndarray]:
         """z (rows, n + m) and figures (rows, 3): |K z - rhs| / |rhs|, the largest |z| over the largest |rhs|, the largest |K|.
 
         Every row by one regularized factorization and iterative refinement in equilibrated coordinates.
         """
+        if regularization == STRONG and self._special is not None:
+            return self._special.solve(values, rhs)
         if self._systems is not None:
             return self._systems.solve(values, rhs, regularization, REFINEMENTS, CONVERGED)
         # The derivative is linear in rhs: solving for rhs / |rhs| keeps tolerances meaningful for gradients of any size.
@@ -266,14 +260,13 @@ class KKT:
         return MinimumNorm(self._full_indices, self._full_indptr)
 
     def __reduce__(self):
-        return KKT, (self.pattern,)
+        return KKT, (self.pattern, self._made)
 
 
 def _peak(rhs: np.ndarray) -> np.ndarray:
     """The largest magnitude in every row, one where all is zero."""
     peak = np.max(abs(rhs), axis=1, initial=0.0)
-    peak[peak == 0] = 1.0
-    return peak
+    return np.where(peak == 0, 1.0, peak)
 
 
 def _piece(pattern: Pattern, start: int, count: int, size: int) -> tuple:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mpmath import mp
 
-from cvxlayers.cones import Cone, Dual, Exponential, Free, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero
+from cvxlayers.cones import Cone, Dual, Exponential, Free, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero, three_dimensional
 
 MIXED = Product(
     (Zero(2), NonNegative(3), SecondOrder(3), SecondOrder(3), SecondOrder(1), Semidefinite(2), Semidefinite(2))
@@ -41,6 +41,16 @@ def no_warnings():
     with np.errstate(over="raise", divide="raise", invalid="raise"), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         yield
+
+
+@pytest.fixture(params=["compiled", "arrays"])
+def each_text(request, monkeypatch):
+    """Cones in R^3 are one text: NumPy arrays meet what is compiled from it, those of other frameworks the text itself."""
+    if request.param == "arrays":
+        monkeypatch.setattr(three_dimensional, "kernels", lambda name: None)
+
+
+both_texts = pytest.mark.usefixtures("each_text")
 
 
 def points(cone: Cone, count: int, seed: int = 0, decades: float = 0.0) -> np.ndarray:
@@ -301,6 +311,7 @@ HARD = [
 ]
 
 
+@both_texts
 @curved_cone
 def test_hard_points(cone):
     v = np.array(HARD)
@@ -313,12 +324,53 @@ def test_hard_points(cone):
     np.testing.assert_allclose(cone.derivative(v).apply(scaled), cone.project(scaled), rtol=0, atol=1e-14)
 
 
+@both_texts
+@curved_cone
+@pytest.mark.parametrize("decades", [0.0, 8.0, 100.0, 320.0])
+def test_what_is_compiled_is_the_text(cone, decades, monkeypatch):
+    """To rounding, at random points of all sizes, at the hard ones and beside the boundaries of the cone and its polar."""
+    v = points(cone, 1001, 5, decades)
+    p, q = cone.project(v), cone.dual().project(-v)
+    hard = np.array(HARD)
+    v = np.concatenate([v, p, -q, p * (1 + 1e-15), p - 1e-13 * q, 1e-13 * p - q, hard, -hard, 0 * hard[:1]])
+    v = v[np.abs(v).max(axis=-1) < 1e300]
+    compiled = cone.project(v), matrix(cone, v), cone.margin(v)
+    monkeypatch.setattr(three_dimensional, "kernels", lambda name: None)
+    text = cone.project(v), matrix(cone, v), cone.margin(v)
+    size = np.abs(v).max(axis=-1)
+    assert (np.abs(compiled[0] - text[0]).max(axis=-1) <= 1e-14 * size).all()
+    assert (np.abs(compiled[2] - text[2]) <= 1e-14 * size).all()
+    # on a kink, and where the curvature changes within the rounding of the point, either derivative is right
+    apart = np.abs(compiled[1] - text[1]).max(axis=(-2, -1))
+    assert (apart[text[2] > 1e-6 * size] <= 1e-12).all()
+
+
+@curved_cone
+def test_what_is_compiled_takes_any_layout(cone):
+    v = points(cone, 24).reshape(4, 3, 2, 3)
+    wanted = cone.project(v), cone.derivative(v).values, cone.margin(v)
+    fixed = v.copy()
+    fixed.flags.writeable = False
+    for other in (fixed, np.asfortranarray(v), np.concatenate([v, v], axis=-1)[..., :3], v[::-1].copy()[::-1]):
+        for found, expected in zip((cone.project(other), cone.derivative(other).values, cone.margin(other)), wanted, strict=True):
+            assert (found == expected).all()
+    broken = v.copy()
+    broken[1, 2, 0, 1], broken[3, 0, 1, 2] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        found = cone.project(broken)
+    good = np.isfinite(broken).all(axis=-1)
+    assert (found[good] == wanted[0][good]).all()
+    assert not np.isfinite(found[~good]).all(axis=-1).any()
+
+
+@both_texts
 @curved_cone
 @pytest.mark.parametrize("decades", [0.0, 8.0, 16.0, 100.0])
 def test_many_ratios(cone, decades):
     check_optimality(cone, points(cone, 1500, 2, decades), 1e-14)
 
 
+@both_texts
 @curved_cone
 @pytest.mark.parametrize("distance", [1e-4, 1e-8, 1e-12])
 def test_close_to_cone_and_polar(cone, distance):
@@ -371,13 +423,23 @@ def bisect_exponential(v: np.ndarray) -> tuple[np.ndarray, float]:
         return np.array([float(value) for value in p]), float(D[0, 0] + D[1, 1] + D[2, 2] - 1)
 
 
-@pytest.mark.parametrize("v", [(1.0, 1e-2, 1.0), (2.0, 5.0, -3.0), (10.0, -1.0, 1e-3), (-3.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)])
+DIGITS = [
+    *[(1.0, 1e-2, 1.0), (2.0, 5.0, -3.0), (10.0, -1.0, 1e-3), (-3.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)],
+    # close to the boundary, to the polar cone, to the faces, and of all sizes
+    *[(1.0, 1.0, 2.718281828), (-2.0, 1.0, 0.135335283), (1.0, 0.5, 3.694528), (1.0, 1.0, -1e-9), (-1e-9, 1.0, -1e-9)],
+    *[(1e-12, 1.0, 0.5), (1.0, -1e-12, 1.0), (3e-200, 1e-200, 2e-200), (4e150, 1e150, -1e150), (1e-310, 2e-310, 1e-310)],
+]
+
+
+@both_texts
+@pytest.mark.parametrize("v", DIGITS)
 def test_exponential_against_many_digits(v):
     p, middle = bisect_exponential(np.array(v))
     np.testing.assert_allclose(Exponential().project(np.array(v)), p, rtol=0, atol=1e-15 * np.abs(v).max())
     np.testing.assert_allclose(Exponential().derivative(np.array(v)).values, [1, middle, 0], rtol=0, atol=2e-15)
 
 
+@both_texts
 @pytest.mark.parametrize("alpha, value", [(0.2, 1.0), (0.5, 0.5), (0.83, 0.0)])
 def test_power_derivative_at_a_vanishing_third_coordinate(alpha, value):
     # near (0, 2, 0) the boundary is x = |z|^(1/alpha) times a constant; for alpha = 1/2 it is x = z^2/2, and minimizing

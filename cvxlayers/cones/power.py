@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cvxlayers.cones.base import Array
 from cvxlayers.cones.root import increasing_root
-from cvxlayers.cones.three_dimensional import Split, ThreeDimensional
+from cvxlayers.cones.three_dimensional import Split, ThreeDimensional, Triple
 
 NEAR = 1e-100
 """Stands for zero where a logarithm is taken or a quotient must not overflow; the coordinates are scaled to max-norm 1."""
@@ -41,72 +42,93 @@ class Power(ThreeDimensional):
         if not 0 < self.alpha < 1:
             raise ValueError(f"Power got alpha = {self.alpha}; wanted 0 < alpha < 1")
 
-    def _split(self, xp, x: Array, y: Array, z: Array) -> Split:
-        size = xp.maximum(xp.abs(z), NEAR)
-        # exchanging x with y and alpha with 1 - alpha turns theta into -theta, so theta >= 0 is enough; the sign of the equation at 0 tells
-        plus = xp.maximum(size - x, 0.0) * xp.maximum(y + (1 - self.alpha) * size, 0.0)
-        minus = xp.maximum(x + self.alpha * size, 0.0) * xp.maximum(size - y, 0.0)
-        swap, zero = plus > minus, z == 0
-        x, y = xp.where(swap, y, x), xp.where(swap, x, y)
-        alpha = xp.zeros_like(x) + self.alpha
-        a, b = xp.where(swap, 1 - alpha, alpha), xp.where(swap, alpha, 1 - alpha)
-        theta = _root(xp, x, y, size, a, b)
-        e, g, eg = xp.exp(-b * theta), xp.exp(-a * theta), xp.exp(-theta)
-        # p/(r E) and q G/m, with entries that cannot overflow, and their lengths r E and m/G
-        p, q = (xp.ones_like(x), eg, e), (a * eg, b, g)
-        length = xp.maximum(x + a * size * e, 0.0) / (1 + a * e * e)
-        height = xp.maximum(size * g - y, 0.0) / (g * g + b)
-        bend = a * b * (1 + eg * eg + e * e) / (a * a * eg * eg + b * b + g * g)
-        # r/(r + m k) with r, m = length e, height g, divided by the smaller of 1/e and 1/g lest both vanish
-        r, m = length * xp.exp(-xp.maximum(b - a, 0.0) * theta), height * xp.exp(-xp.maximum(a - b, 0.0) * theta) * bend
-        value = r / xp.where(r + m > 0, r + m, 1.0)
-        if self.alpha != 0.5:
-            # at z = 0 the limit of the above; it is reached too slowly for NEAR to stand in
-            value = xp.where(zero, xp.where(a > 0.5, 1.0, 0.0), value)
-        sign = xp.where(z > 0, 1.0, xp.where(zero, 0.0, -1.0))
-        return Split(
-            (xp.where(swap, p[1], p[0]), xp.where(swap, p[0], p[1]), sign * p[2]),
-            (xp.where(swap, q[1], q[0]), xp.where(swap, q[0], q[1]), -sign * q[2]),
-            length,
-            height,
-            value,
-        )
+    @property
+    def _number(self) -> float:
+        return self.alpha
 
-    def _slack(self, xp, x: Array, y: Array, z: Array) -> Array:
-        return _slack(xp, x, y, z, self.alpha)
+    def _split(self, xp: Any, w: Triple) -> Split:
+        return split(xp, self.alpha, w)
 
-    def _polar_slack(self, xp, x: Array, y: Array, z: Array) -> Array:
-        return _slack(xp, -x / self.alpha, -y / (1 - self.alpha), z, self.alpha)
+    def _slacks(self, xp: Any, w: Triple) -> tuple[Array, Array]:
+        return slacks(xp, self.alpha, w)
 
-    def _crease(self, xp, x: Array, y: Array, z: Array) -> Array:
-        return xp.zeros_like(x) + float("inf")
+    def _crease(self, xp: Any, w: Triple) -> Array:
+        return crease(xp, w)
 
 
-def _slack(xp, x: Array, y: Array, z: Array, alpha: float) -> Array:
+def split(xp: Any, alpha: float, w: Triple) -> Split:
+    """`ThreeDimensional._split`."""
+    x, y, z = w
+    size = xp.maximum(xp.abs(z), NEAR)
+    # exchanging x with y and alpha with 1 - alpha turns theta into -theta, so theta >= 0 is enough; the sign of the equation at 0 tells
+    plus = xp.maximum(size - x, 0.0) * xp.maximum(y + (1 - alpha) * size, 0.0)
+    minus = xp.maximum(x + alpha * size, 0.0) * xp.maximum(size - y, 0.0)
+    swap, zero = plus > minus, z == 0
+    x, y = xp.where(swap, y, x), xp.where(swap, x, y)
+    one = xp.zeros_like(x) + alpha
+    a, b = xp.where(swap, 1 - one, one), xp.where(swap, one, 1 - one)
+    theta = _root(xp, x, y, size, a, b)
+    e, g, eg = xp.exp(-b * theta), xp.exp(-a * theta), xp.exp(-theta)
+    # p/(r E) and q G/m, with entries that cannot overflow, and their lengths r E and m/G
+    p, q = (xp.zeros_like(x) + 1.0, eg, e), (a * eg, b, g)
+    length = xp.maximum(x + a * size * e, 0.0) / (1 + a * e * e)
+    height = xp.maximum(size * g - y, 0.0) / (g * g + b)
+    bend = a * b * (1 + eg * eg + e * e) / (a * a * eg * eg + b * b + g * g)
+    # r/(r + m k) with r, m = length e, height g, divided by the smaller of 1/e and 1/g lest both vanish
+    r, m = length * xp.exp(-xp.maximum(b - a, 0.0) * theta), height * xp.exp(-xp.maximum(a - b, 0.0) * theta) * bend
+    value = r / xp.where(r + m > 0, r + m, 1.0)
+    if alpha != 0.5:
+        # at z = 0 the limit of the above; it is reached too slowly for NEAR to stand in
+        value = xp.where(zero, xp.where(a > 0.5, 1.0, 0.0), value)
+    sign = xp.where(z > 0, 1.0, xp.where(zero, 0.0, -1.0))
+    return Split(
+        (xp.where(swap, p[1], p[0]), xp.where(swap, p[0], p[1]), sign * p[2]),
+        (xp.where(swap, q[1], q[0]), xp.where(swap, q[0], q[1]), -sign * q[2]),
+        length,
+        height,
+        value,
+    )
+
+
+def slacks(xp: Any, alpha: float, w: Triple) -> tuple[Array, Array]:
+    """`ThreeDimensional._slacks`."""
+    x, y, z = w
+    return _slack(xp, x, y, z, alpha), _slack(xp, -x / alpha, -y / (1 - alpha), z, alpha)
+
+
+def _slack(xp: Any, x: Array, y: Array, z: Array, alpha: float) -> Array:
     """The smallest of x, y and x^alpha y^(1 - alpha) - |z|; -1 where one of them is negative."""
     x_safe, y_safe = xp.where(x > 0, x, 0.0), xp.where(y > 0, y, 0.0)
-    slack = xp.minimum(xp.minimum(x, y), x_safe**alpha * y_safe ** (1 - alpha) - xp.abs(z))
+    slack = xp.minimum(xp.minimum(x, y), xp.pow(x_safe, alpha) * xp.pow(y_safe, 1 - alpha) - xp.abs(z))
     return xp.where(slack >= 0, slack, -1.0)
 
 
-def _root(xp, x: Array, y: Array, z: Array, a: Array, b: Array) -> Array:
+def crease(xp: Any, w: Triple) -> Array:
+    """`ThreeDimensional._crease`."""
+    return xp.zeros_like(w[0]) + float("inf")
+
+
+def _balance(xp: Any, numbers: Any, theta: Array) -> tuple[Array, Array]:
+    """The left side of the equation for theta, and its slope."""
+    x, y, z, a, b = numbers
+    e, g = xp.exp(-b * theta), xp.exp(-a * theta)
+    one, two = xp.maximum(z - x * e, 1e-250), xp.maximum(y * g + b * z, 1e-250)
+    three, four = xp.maximum(x + a * z * e, 1e-250), xp.maximum(z * g - y, 1e-250)
+    value = theta + xp.log(one / three) + xp.log(two / four)
+    return value, 1 + b * e * (x / one + a * z / three) + a * g * (z / four - y / two)
+
+
+def _log_ratio(xp: Any, numerator: Array, denominator: Array) -> Array:
+    """log(numerator/denominator), or zero where the denominator is not positive."""
+    positive = denominator > 0
+    return xp.where(positive, xp.log(numerator) - xp.log(xp.where(positive, xp.maximum(denominator, NEAR), 1.0)), 0.0)
+
+
+def _root(xp: Any, x: Array, y: Array, z: Array, a: Array, b: Array) -> Array:
     """The theta >= 0 of the docstring of `Power`, for z > 0. Each of the four logarithms bounds it on one side."""
-
-    def balance(theta: Array) -> tuple[Array, Array]:
-        e, g = xp.exp(-b * theta), xp.exp(-a * theta)
-        one, two = xp.maximum(z - x * e, 1e-250), xp.maximum(y * g + b * z, 1e-250)
-        three, four = xp.maximum(x + a * z * e, 1e-250), xp.maximum(z * g - y, 1e-250)
-        value = theta + xp.log(one / three) + xp.log(two / four)
-        return value, 1 + b * e * (x / one + a * z / three) + a * g * (z / four - y / two)
-
-    def log_ratio(numerator: Array, denominator: Array) -> Array:
-        """log(numerator/denominator), or zero where the denominator is not positive."""
-        positive = denominator > 0
-        return xp.where(positive, xp.log(numerator) - xp.log(xp.where(positive, xp.maximum(denominator, NEAR), 1.0)), 0.0)
-
     # the root is >= 0, but an end at 0, where nothing is singular, would slow down the root finder
-    low = xp.where(x > 0, xp.maximum(-log_ratio(z, x) / b, -1.0), -1.0)
-    low = xp.where(y < 0, xp.maximum(-log_ratio(b * z, -y) / a, low), low)
-    high = xp.where(x < 0, log_ratio(a * z, -x) / b, xp.maximum(low, 0.0) + 1000)
-    high = xp.maximum(xp.minimum(high, xp.where(y > 0, log_ratio(z, y) / a, high)), low)
-    return increasing_root(xp, balance, low, high, xp.minimum(xp.maximum(low, 0.0), high))
+    low = xp.where(x > 0, xp.maximum(-_log_ratio(xp, z, x) / b, -1.0), -1.0)
+    low = xp.where(y < 0, xp.maximum(-_log_ratio(xp, b * z, -y) / a, low), low)
+    high = xp.where(x < 0, _log_ratio(xp, a * z, -x) / b, xp.maximum(low, 0.0) + 1000)
+    high = xp.maximum(xp.minimum(high, xp.where(y > 0, _log_ratio(xp, z, y) / a, high)), low)
+    return increasing_root(xp, _balance, (x, y, z, a, b), low, high, xp.minimum(xp.maximum(low, 0.0), high))

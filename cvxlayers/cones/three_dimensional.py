@@ -8,16 +8,21 @@ K is a cone with a smooth boundary at p, so the derivative D of the projection h
     the cross product of the two, with eigenvalue 1/(1 + curvature) in [0, 1].
 
 For q = mu g with -g the outward normal of a boundary function with Hessian H at p, the curvature along the unit tangent w is mu w'Hw.
+
+The functions of this file and of ``root``, ``exponential`` and ``power`` are the text of the mathematics. Arrays of every namespace run
+through it as it stands; of NumPy's a kernel is made from the same text (`cvxlayers.kernels.projections`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
+import numpy as np
+from array_api_compat import array_namespace
 
+from cvxlayers.compiled import kernels
 from cvxlayers.cones.base import Array, Block, Cone, Derivative
 
 Triple = tuple[Array, Array, Array]
@@ -43,33 +48,27 @@ class ThreeDimensional(Cone):
     dim = 3
 
     def project(self, v: Array) -> Array:
+        compiled = _compiled(v)
+        if compiled is not None:
+            return compiled.project(self._number, v)
         xp = array_namespace(v)
-        scale, (x, y, z) = _scaled(xp, v)
-        split = self._split(xp, x, y, z)
-        p = xp.stack([scale * split.length * r for r in split.ray], axis=-1)
-        inside, polar = self._slack(xp, x, y, z) >= 0, self._polar_slack(xp, x, y, z) >= 0
-        return xp.where(inside[..., None], v, xp.where(polar[..., None], 0.0, p))
+        point = v[..., 0], v[..., 1], v[..., 2]
+        size, w = scaled(xp, point)
+        return xp.stack(projected(xp, point, size, self._split(xp, w), self._slacks(xp, w)), axis=-1)
 
     def derivative(self, v: Array) -> Derivative:
         return self.linearize(v)[0]
 
     def linearize(self, v: Array) -> tuple[Derivative, Array]:
-        xp = array_namespace(v)
-        scale, (x, y, z) = _scaled(xp, v)
-        split = self._split(xp, x, y, z)
-        slack, polar_slack = self._slack(xp, x, y, z), self._polar_slack(xp, x, y, z)
-        inside, polar = slack >= 0, polar_slack >= 0
-        flat = inside | polar
-        axes = xp.eye(3, dtype=v.dtype, device=device(v))
-        a, c = _unit(xp, split.ray), _unit(xp, split.normal)
-        b = (c[1] * a[2] - c[2] * a[1], c[2] * a[0] - c[0] * a[2], c[0] * a[1] - c[1] * a[0])
-        vectors = xp.stack([xp.stack([a[i], b[i], c[i]], axis=-1) for i in range(3)], axis=-2)
-        vectors = xp.where(flat[..., None, None], axes, vectors)
-        values = xp.stack([xp.ones_like(x), split.value, xp.zeros_like(x)], axis=-1)
-        values = xp.where(inside[..., None], 1.0, xp.where(polar[..., None], 0.0, values))
-        p, q = split.length * _norm(xp, split.ray), split.height * _norm(xp, split.normal)
-        distance = xp.where(inside, slack, xp.where(polar, polar_slack, xp.minimum(p, q)))
-        margin = scale * xp.minimum(distance, self._crease(xp, x, y, z))
+        compiled = _compiled(v)
+        if compiled is not None:
+            vectors, values, margin = compiled.linearize(self._number, v)
+        else:
+            xp = array_namespace(v)
+            size, w = scaled(xp, (v[..., 0], v[..., 1], v[..., 2]))
+            axes, triple, margin = linearized(xp, size, self._split(xp, w), self._slacks(xp, w), self._crease(xp, w))
+            vectors = xp.stack([xp.stack([axis[i] for axis in axes], axis=-1) for i in range(3)], axis=-2)
+            values = xp.stack(triple, axis=-1)
         return Derivative(values, (Block(0, 1, 3, vectors[..., None, :, :]),)), margin
 
     def dual(self) -> Dual:
@@ -78,20 +77,23 @@ class ThreeDimensional(Cone):
     def margin(self, v: Array) -> Array:
         return self.linearize(v)[1]
 
+    @property
     @abstractmethod
-    def _split(self, xp, x: Array, y: Array, z: Array) -> Split:
+    def _number(self) -> float | None:
+        """What tells the cone from others of its class, None where it is the only one."""
+
+    @abstractmethod
+    def _split(self, xp: Any, w: Triple) -> Split:
         """The splitting at points outside the cone and its polar, scaled to max-norm 1; anything finite elsewhere."""
 
     @abstractmethod
-    def _slack(self, xp, x: Array, y: Array, z: Array) -> Array:
-        """>= 0 exactly in the cone, and there about the distance to its boundary: zero on it, homogeneous of degree one."""
+    def _slacks(self, xp: Any, w: Triple) -> tuple[Array, Array]:
+        """>= 0 exactly in the cone, and there about the distance to its boundary: zero on it, homogeneous of degree one; the same for
+        the polar cone -K*.
+        """
 
     @abstractmethod
-    def _polar_slack(self, xp, x: Array, y: Array, z: Array) -> Array:
-        """The same for the polar cone -K*."""
-
-    @abstractmethod
-    def _crease(self, xp, x: Array, y: Array, z: Array) -> Array:
+    def _crease(self, xp: Any, w: Triple) -> Array:
         """The distance to the kinks of the projection beyond the boundaries of the cone and its polar; infinite if there are none."""
 
 
@@ -128,21 +130,61 @@ class Dual(Cone):
         return self.cone.margin(-v)
 
 
-def _scaled(xp, v: Array) -> tuple[Array, Triple]:
-    """The max-norm of v, and the coordinates of v divided by it (of v itself where v = 0)."""
-    size = xp.max(xp.abs(v), axis=-1)
-    w = v / xp.where(size > 0, size, 1.0)[..., None]
-    return size, (w[..., 0], w[..., 1], w[..., 2])
+def _compiled(v: Array) -> Any:
+    """The kernels, for arrays that they take and where they can load; else None."""
+    return kernels("projections") if isinstance(v, np.ndarray) and v.dtype == np.float64 else None
 
 
-def _norm(xp, w: Triple) -> Array:
+def scaled(xp: Any, point: Triple) -> tuple[Array, Triple]:
+    """The max-norm of a point, and its coordinates divided by it (themselves where they are zero)."""
+    x, y, z = point
+    size = xp.maximum(xp.maximum(xp.abs(x), xp.abs(y)), xp.abs(z))
+    unit = xp.where(size > 0, size, 1.0)
+    return size, (x / unit, y / unit, z / unit)
+
+
+def projected(xp: Any, point: Triple, size: Array, split: Split, slacks: tuple[Array, Array]) -> Triple:
+    """The projection of a point of this max-norm, from the splitting of the scaled point."""
+    inside, polar = slacks[0] >= 0, slacks[1] >= 0
+    length, (x, y, z), (r, s, t) = size * split.length, point, split.ray
+    return (
+        xp.where(inside, x, xp.where(polar, 0.0, length * r)),
+        xp.where(inside, y, xp.where(polar, 0.0, length * s)),
+        xp.where(inside, z, xp.where(polar, 0.0, length * t)),
+    )
+
+
+def linearized(
+    xp: Any, size: Array, split: Split, slacks: tuple[Array, Array], crease: Array
+) -> tuple[tuple[Triple, Triple, Triple], Triple, Array]:
+    """The eigenvectors and eigenvalues of the derivative at a point of this max-norm, and its margin."""
+    slack, polar_slack = slacks
+    inside, polar = slack >= 0, polar_slack >= 0
+    a, c = _unit(xp, split.ray), _unit(xp, split.normal)
+    b = (c[1] * a[2] - c[2] * a[1], c[2] * a[0] - c[0] * a[2], c[0] * a[1] - c[1] * a[0])
+    flat = inside | polar
+    axes = (
+        (xp.where(flat, 1.0, a[0]), xp.where(flat, 0.0, a[1]), xp.where(flat, 0.0, a[2])),
+        (xp.where(flat, 0.0, b[0]), xp.where(flat, 1.0, b[1]), xp.where(flat, 0.0, b[2])),
+        (xp.where(flat, 0.0, c[0]), xp.where(flat, 0.0, c[1]), xp.where(flat, 1.0, c[2])),
+    )
+    zero = xp.zeros_like(size)
+    one = zero + 1.0
+    middle = xp.where(inside, 1.0, xp.where(polar, 0.0, split.value))
+    values = xp.where(inside, one, xp.where(polar, zero, one)), middle, xp.where(inside, one, zero)
+    p, q = split.length * _norm(xp, split.ray), split.height * _norm(xp, split.normal)
+    distance = xp.where(inside, slack, xp.where(polar, polar_slack, xp.minimum(p, q)))
+    return axes, values, size * xp.minimum(distance, crease)
+
+
+def _norm(xp: Any, w: Triple) -> Array:
     return xp.sqrt(w[0] * w[0] + w[1] * w[1] + w[2] * w[2])
 
 
-def _unit(xp, w: Triple) -> Triple:
+def _unit(xp: Any, w: Triple) -> Triple:
     size = xp.maximum(xp.maximum(xp.abs(w[0]), xp.abs(w[1])), xp.abs(w[2]))
     size = xp.where(size > 0, size, 1.0)
-    w = (w[0] / size, w[1] / size, w[2] / size)
-    norm = _norm(xp, w)
+    x, y, z = w[0] / size, w[1] / size, w[2] / size
+    norm = _norm(xp, (x, y, z))
     norm = xp.where(norm > 0, norm, 1.0)
-    return w[0] / norm, w[1] / norm, w[2] / norm
+    return x / norm, y / norm, z / norm

@@ -57,6 +57,22 @@ def hessian(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
 
 
 @inner
+def steep(a: Compiled, u: Compiled, v: Compiled, w: Compiled) -> Compiled:
+    """f'' = gg' + B: the vector g, and (uu, uv, vv, uw, vw, ww) of B, which is positive semidefinite and small beside gg' at the boundary.
+
+    The power cone has g = 0.
+    """
+    if a == 0.0:
+        ratio = log(-u / w)
+        p = v - u + u * ratio
+        i, j, r, zero = 1.0 / p, 1.0 / w, -u / w, full(0.0)
+        return (ratio * i, i, r * i), (1.0 / (u * u) - i / u, zero, zero, i * j, zero, (r * i + j) * j)
+    uu, uv, vv, uw, vw, ww, _ = hessian(a, u, v, w)
+    zero = full(0.0)
+    return (zero, zero, zero), (uu, uv, vv, uw, vw, ww)
+
+
+@inner
 def unbend(a: Compiled, u: Compiled, v: Compiled, w: Compiled, x: Compiled, y: Compiled, z: Compiled) -> Compiled:
     """f''(u, v, w)^-1 (x, y, z): by Schur complements whose inverses are known, as f'' is far too ill-conditioned for cofactors."""
     if a == 0.0:

@@ -46,6 +46,9 @@ SHORT, TINY_STEP, CENTERING = 0.1, 1e-7, 0.8
 """A lane whose step was SHORT takes one with sigma >= CENTERING and no second-order term; two in a row, the last TINY, end it."""
 PATIENCE, IMPATIENCE = 12.0, 4.0
 """Iterations without progress before a lane gives up, and before one does whose residuals are below ROUGH / 100."""
+HARMLESS = 1e-4
+"""Of mu: where the equations of a step hold to this they are not refined. Next to the boundary of cones in R^3 and of matrices what is
+lost there would be missed in complementarity, so theirs always are."""
 ROUGH, DOUBTFUL = 1e-4, 1e2
 """In a lane that gives up residuals up to ROUGH are worth returning, and a certificate up to DOUBTFUL times its tolerance is believed."""
 
@@ -108,14 +111,15 @@ def solve_blocks(
 
             rescale(system, s, z, dual, values, linear, so, three, sd)
             factor(kkt[0], values, options.shift, TINY, LARGE, kkt[1])
-            constant(system, kkt, memory, options, 1.0, 1.0, fixed)
+            harmless = HARMLESS * mu if three is None and sd is None else full(0.0)
+            constant(system, kkt, memory, options, 1.0, 1.0, harmless, fixed)
             r_tau = xPx / tau + qx + bz + kappa
             x2, z2 = part(fixed, 0, n), part(fixed, n, n + m)
             slope = kappa / tau - dot(q, x2) - dot(b, z2) + (xPx / tau - 2.0 * dot(Px, x2)) / tau
 
             for i in range(m):
                 store(offset, i, load(s, i))
-            dtau, dkappa = direction(system, kkt, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope)
+            dtau, dkappa = direction(system, kkt, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope, harmless)
             follow(system, memory, linear, full(1.0), tau, dtau, sd)
             alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
@@ -126,7 +130,7 @@ def solve_blocks(
                 store(ds, i, damped * load(ds, i))
             correct(s, z, ds, dz, sigma * mu, offset, work, linear, so, three, sd)
             r_kappa = tau * kappa + damped * dtau * dkappa - sigma * mu
-            dtau, dkappa = direction(system, kkt, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope)
+            dtau, dkappa = direction(system, kkt, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope, harmless)
             follow(system, memory, linear, 1.0 - sigma, tau, dtau, sd)
             alpha = options.reach * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)

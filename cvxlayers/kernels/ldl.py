@@ -23,10 +23,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import qdldl
-import scipy.sparse as sp
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, inner, load, select, some, store
+from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, inner, larger, load, select, some, store
+from cvxlayers.kernels.ordering import minimum_degree, multiple_minimum_degree
 
 
 class Symbolic(NamedTuple):
@@ -78,38 +77,41 @@ def analyze(indices: np.ndarray, indptr: np.ndarray, signs: np.ndarray) -> Symbo
     last = indices[indptr[1:] - 1] if (np.diff(indptr) > 0).all() else np.full(size, -1)
     if (indices > columns).any() or (np.diff(columns * (size + 1) + indices) <= 0).any() or (last != np.arange(size)).any():
         raise ValueError("the pattern is not an upper triangle by columns with sorted rows and a full diagonal")
-    permutation = _minimum_degree(indices, indptr, np.asarray(signs, dtype=float))
+    signs = np.asarray(signs, dtype=float)
+    permutation, lower = minimum_degree(indices, indptr, signs)
+    matrix = _permuted(indices, columns, permutation)
+    by_rows = lower.tocsr()
+    pattern = tuple(a.astype(np.intp) for a in (by_rows.indptr, by_rows.indices, lower.indptr, lower.indices))
+    other = multiple_minimum_degree(indices, indptr, signs)
+    if other is not None:
+        starts, rows, _ = second = _permuted(indices, columns, other)
+        row_starts, column_starts = np.zeros(size + 1, dtype=np.intp), np.zeros(size + 1, dtype=np.intp)
+        scratch = np.full((3, size), -1, dtype=np.intp)
+        _count_factor(starts, rows, row_starts, column_starts, scratch)
+        if _work(column_starts) < _work(pattern[2]):
+            row_columns, column_rows = np.empty(row_starts[size], dtype=np.intp), np.empty(column_starts[size], dtype=np.intp)
+            _fill_factor(starts, rows, row_starts, row_columns, column_starts, column_rows, scratch)
+            permutation, matrix, pattern = other, second, (row_starts, row_columns, column_starts, column_rows)
+    diagonal = (indptr[1:] - 1)[permutation]
+    return Symbolic(indices, indptr, permutation, *matrix, diagonal, np.ascontiguousarray(signs[permutation]), *pattern)
+
+
+def _permuted(indices: np.ndarray, columns: np.ndarray, permutation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``starts, rows, entries`` of `Symbolic`."""
+    size = len(permutation)
     position = np.empty(size, dtype=np.intp)
     position[permutation] = np.arange(size)
-
     off = np.flatnonzero(indices != columns)
     one, two = position[indices[off]], position[columns[off]]
     low, high = np.minimum(one, two), np.maximum(one, two)
     order = np.lexsort((low, high))
-    starts = np.searchsorted(high[order], np.arange(size + 1)).astype(np.intp)
-    rows = low[order]
-    row_starts, column_starts = np.zeros(size + 1, dtype=np.intp), np.zeros(size + 1, dtype=np.intp)
-    scratch = np.full((3, size), -1, dtype=np.intp)
-    _count_factor(starts, rows, row_starts, column_starts, scratch)
-    row_columns, column_rows = np.empty(row_starts[size], dtype=np.intp), np.empty(column_starts[size], dtype=np.intp)
-    _fill_factor(starts, rows, row_starts, row_columns, column_starts, column_rows, scratch)
-    diagonal = (indptr[1:] - 1)[permutation]
-    signs = np.ascontiguousarray(np.asarray(signs, dtype=float)[permutation])
-    return Symbolic(
-        indices, indptr, permutation, starts, rows, off[order], diagonal, signs, row_starts, row_columns, column_starts, column_rows
-    )
+    return np.searchsorted(high[order], np.arange(size + 1)).astype(np.intp), low[order], off[order]
 
 
-def _minimum_degree(indices: np.ndarray, indptr: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """The approximate minimum degree ordering of Amestoy, Davis and Duff (1996), as QDLDL brings it, on numbers that cannot fail."""
-    size = len(signs)
-    if not size:
-        return np.zeros(0, dtype=np.intp)
-    values = np.zeros(len(indices))
-    values[indptr[1:] - 1] = signs
-    values[values == 0.0] = 1e-3 / max(1, size)
-    factors = qdldl.Solver(sp.csc_matrix((values, indices, indptr), shape=(size, size)), upper=True).factors()
-    return np.asarray(factors[2], dtype=np.intp)
+def _work(column_starts: np.ndarray) -> float:
+    """Multiplications to factor and to solve."""
+    count = np.diff(column_starts).astype(float)
+    return float((count * (count + 3)).sum())
 
 
 @compiled
@@ -251,18 +253,19 @@ def norm(v: Compiled) -> Compiled:
 @inner
 def refine(
     symbolic: Compiled, values: Compiled, factors: Compiled, rhs: Compiled, z: Compiled, left: Compiled, step: Compiled, most: Compiled,
-    goal: Compiled,
+    goal: Compiled, harmless: Compiled,
 ) -> Compiled:  # fmt: skip
     """Solve K z = rhs by the factors and at most ``most`` steps of iterative refinement; returns the largest |rhs - K z| of every lane.
 
-    A lane goes on while its residual exceeds ``goal`` times its right-hand side and halves in every step, and keeps its best z; where no
-    z is finite it is zero. ``left`` and ``step`` are (N, LANES) to work in; ``left`` leaves as rhs - K z of the last step tried.
+    A lane goes on while its residual exceeds ``goal`` times its right-hand side and ``harmless``, and halves in every step, and keeps its
+    best z; where no z is finite it is zero. ``left`` and ``step`` are (N, LANES) to work in; ``left`` leaves as rhs - K z of the last step
+    tried.
     """
     size = len(symbolic.permutation)
     for j in range(size):
         store(z, j, load(rhs, j))
     solve(symbolic, factors, z)
-    error, enough = residual(symbolic, values, z, rhs, left), goal * norm(rhs)
+    error, enough = residual(symbolic, values, z, rhs, left), larger(goal * norm(rhs), harmless)
     going = error > enough
     for _ in range(most):
         if not some(going):

@@ -20,8 +20,9 @@ EXACT = 1e-13
 
 @inner
 def constant(
-    system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, out: Compiled
-) -> None:
+    system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, q_part: Compiled, b_part: Compiled, harmless: Compiled,
+    out: Compiled,
+) -> None:  # fmt: skip
     """out = K^-1 (-q_part q, b_part b, 0)."""
     n, m, rhs, q, b = system.n, system.m, vector(memory, RHS), vector(memory, Q), vector(memory, B)
     left, trial = vector(memory, LEFT), vector(memory, TRIAL)
@@ -31,7 +32,7 @@ def constant(
         store(rhs, n + i, b_part * load(b, i))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, out, left, trial, options.refinements, EXACT)
+    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, out, left, trial, options.refinements, EXACT, harmless)
 
 
 @inner
@@ -51,13 +52,13 @@ def start(
             store(xz, k, 0.0)
         return
     factor(kkt[0], vector(memory, VALUES), options.shift, TINY, LARGE, kkt[1])
-    constant(system, kkt, memory, options, 1.0 if system.quadratic else 0.0, 1.0, xz)
+    constant(system, kkt, memory, options, 1.0 if system.quadratic else 0.0, 1.0, 0.0, xz)
     for i in range(m):
         store(s, i, -load(z, i))
     for i in range(linear.zero):
         store(s, i, 0.0)
     if not system.quadratic:
-        constant(system, kkt, memory, options, 1.0, 0.0, step)
+        constant(system, kkt, memory, options, 1.0, 0.0, 0.0, step)
         for i in range(m):
             store(z, i, load(step, n + i))
     enter(s, linear, so, three, sd)
@@ -67,7 +68,7 @@ def start(
 @inner
 def direction(
     system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled,
-    r_kappa: Compiled, slope: Compiled,
+    r_kappa: Compiled, slope: Compiled, harmless: Compiled,
 ) -> Compiled:  # fmt: skip
     """(dx, dz) into ``step``; returns dtau and dkappa. ``slope`` is the denominator of dtau."""
     n, m, rhs, step, fixed = system.n, system.m, vector(memory, RHS), vector(memory, STEP), vector(memory, CONSTANT)
@@ -79,7 +80,7 @@ def direction(
         store(rhs, n + i, load(offset, i) - f * (load(Ax, i) + load(s, i) - load(b, i) * tau))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, step, left, trial, options.refinements, EXACT)
+    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, step, left, trial, options.refinements, EXACT, harmless)
     change = f * r_tau - r_kappa / tau + dot(q, part(step, 0, n)) + dot(b, part(step, n, n + m)) + 2.0 * dot(Px, part(step, 0, n)) / tau
     dtau = change / slope
     for k in range(n + m):

@@ -8,6 +8,9 @@ more in place of a dense block:
     [        eta v'               -1        0 ]     whose elimination leaves -H.
     [        eta u'                0        1 ]
 
+An exponential or power cone has H = B + ww', where ww' is so much larger near the boundary that B would be lost in the sum: it costs one
+column more, [-B, w; w', 1].
+
 A column of K belongs to x (P above the diagonal), to a row of A (that row, then H above the diagonal), or to such an expansion, in this
 order. So the rows of A and the columns of P are read from K itself, by compressed columns.
 """
@@ -22,6 +25,8 @@ import numpy as np
 from cvxlayers.kernels.lanes import Compiled, full, inner, load, store
 from cvxlayers.kernels.ldl import Symbolic, analyze
 
+EXTRA_SIGNS = ([], [1.0], [-1.0, 1.0])
+"""The signs of the pivots of a cone's extra columns: none, one for ww' beside a dense block, two for an expansion."""
 DENSE = 5
 """The most rows of a second-order cone whose H is stored as it is."""
 
@@ -30,7 +35,8 @@ class System(NamedTuple):
     """K of one pattern of programs, as kernels read it: ``indices, indptr`` its upper triangle by columns; ``quadratic``: P has entries.
 
     ``A_ends`` (m,): where the entries of A end in the column of each row. ``blocks`` (blocks, 2) the rows [first, end) of every cone that
-    is not linear. ``H_entries`` names the entries of dense blocks by columns of their upper triangle, and of expansions v, -1, u, 1.
+    is not linear. ``H_entries`` names the entries of dense blocks by columns of their upper triangle, then w and 1 of those that have them;
+    and of expansions v, -1, u, 1.
     """
 
     n: int
@@ -57,24 +63,22 @@ class Layout:
 
     @staticmethod
     def of(
-        n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, bool]]
+        n: int, m: int, P: tuple[np.ndarray, np.ndarray], A: tuple[np.ndarray, np.ndarray], blocks: list[tuple[int, int, int]]
     ) -> Layout:
-        """From (indices, indptr) of P's upper triangle and of A by columns, and (first row, rows, expanded) of every block."""
+        """From (indices, indptr) of P's upper triangle and of A by columns, and (first row, rows, extra columns) of every block."""
         P_columns, A_columns = (np.repeat(np.arange(n), np.diff(indptr)) for _, indptr in (P, A))
         rows, columns = [P[0], A_columns, np.arange(n + m)], [P_columns, n + A[0], np.arange(n + m)]
-        size, H = n + m, []
-        for first, count, expanded in blocks:
-            if expanded:
-                inside = n + first + np.arange(count)
-                H.append((np.r_[inside, size, inside, size + 1], np.r_[np.full(count + 1, size), np.full(count + 1, size + 1)]))
-                size += 2
-            else:
-                column, row = np.tril_indices(count)
-                H.append((n + first + row, n + first + column))
+        size, H, signs = n + m, [], [np.ones(n), np.full(m, -1.0)]
+        for first, count, extra in blocks:
+            inside = n + first + np.arange(count)
+            column, row = (inside[index] for index in np.tril_indices(count if extra < 2 else 0))
+            more = size + np.arange(extra)
+            H.append((np.r_[row, *(np.r_[inside, own] for own in more)], np.r_[column, np.repeat(more, count + 1)]))
+            signs.append(EXTRA_SIGNS[extra])
+            size += extra
         rows, columns = (np.concatenate([*part, *(block[side] for block in H)]) for side, part in enumerate((rows, columns)))
         keys, place = np.unique(columns.astype(np.int64) * size + rows, return_inverse=True)
         indptr = np.searchsorted(keys // size, np.arange(size + 1))
-        signs = np.r_[np.ones(n), np.full(m, -1.0), np.tile([-1.0, 1.0], (size - n - m) // 2)]
         nnzP, nnzA = len(P[0]), len(A[0])
         system = System(
             n,
@@ -87,7 +91,7 @@ class Layout:
             place[nnzP + nnzA + n + m :].astype(np.intp),
         )
         starts = np.cumsum([0, *(len(block[0]) for block in H)])[:-1].astype(np.intp)
-        return Layout(system, analyze(keys % size, indptr, signs), place[:nnzP], place[nnzP : nnzP + nnzA], starts)
+        return Layout(system, analyze(keys % size, indptr, np.concatenate(signs)), place[:nnzP], place[nnzP : nnzP + nnzA], starts)
 
 
 @inner

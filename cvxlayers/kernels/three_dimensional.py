@@ -7,8 +7,9 @@ algorithm for nonsymmetric exponential-cone optimization", 2022) has H z = s and
     H = s s' / s'z + d d' / d'e + mu det(f*'') c c' / (3 (z~'f*''z~ - 3 mu~^2)),    d = s - mu s~,  e = z - mu z~,  c = z x z~.
 
 On the central path s = mu s~, z = mu z~, and there, where the second term is 0 / 0, H = mu f*''(z) takes over, as it does in lanes whose
-steps have become short (`interior.SLOW`). The corrector's offset is s + sigma mu f*'(z) - f*'''(z)[dz, f*''(z)^-1 ds] / 2. A step is
-shortened until both points are inside, and not too far from the central path: 1 / mu~ >= NEAR mu, with the mean mu of all cones.
+steps have become short (`interior.SLOW`). Its large part ww' (`system`) is the first term, or that of `steep`, less as much as B bears.
+The corrector's offset is s + sigma mu f*'(z) - f*'''(z)[dz, f*''(z)^-1 ds] / 2. A step is shortened until both points are inside, and
+not too far from the central path: 1 / mu~ >= NEAR mu, with the mean mu of all cones.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.barriers import CENTER, conjugate, gradient, hessian, inside, inside_dual, third, unbend
-from cvxlayers.kernels.lanes import DEFINITE, Compiled, full, inner, load, select, some, store
+from cvxlayers.kernels.barriers import CENTER, conjugate, gradient, hessian, inside, inside_dual, steep, third, unbend
+from cvxlayers.kernels.lanes import DEFINITE, Compiled, full, inner, load, select, smaller, some, sqrt, store
 
+TINY = 1e-300
+"""Added to what may be zero where it divides."""
 NEAR = 0.03
 SHORTER = 0.8
 TRIALS = 100
@@ -73,7 +76,7 @@ def _times(h: Compiled, v: Compiled) -> Compiled:
 
 @inner
 def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, dual: Compiled, values: Compiled) -> None:
-    """Find H and put -H into K; in the lanes ``dual`` it is mu f*''(z)."""
+    """Find H = B + ww' and put -B and w into K; in the lanes ``dual`` H is mu f*''(z)."""
     places = system.H_entries
     for k in range(len(cones.first)):
         first, a, entry = cones.first[k], cones.alpha[k], cones.entries[k]
@@ -90,16 +93,27 @@ def rescale(cones: Compiled, system: Compiled, s: Compiled, z: Compiled, dual: C
         left = _dot(shadow_z, _times(f2, shadow_z)) - 3.0 * shadow * shadow
         usable = ~dual & (own * shadow - 1.0 > 1e-8) & (left > 1e-12 * shadow * shadow) & (across > 0.0)
         one, two, three = 1.0 / product, 1.0 / across, own * determinant / (3.0 * left)
-        safe = full(0.0)
+        slope, small = steep(a, zk[0], zk[1], zk[2])
+        length = sqrt(select(usable, one, own))
+        large = (
+            length * select(usable, sk[0], slope[0]),
+            length * select(usable, sk[1], slope[1]),
+            length * select(usable, sk[2], slope[2]),
+        )
+        size, safe = _dot(large, large), full(0.0)
         for i in range(3):
-            safe += select(usable, sk[i] * sk[i] * one + d[i] * d[i] * two + c[i] * c[i] * three, own * f2[2 * i + i // 2])
+            safe += select(usable, d[i] * d[i] * two + c[i] * c[i] * three, own * small[2 * i + i // 2])
+        kept = smaller(safe / (size + TINY), 1.0)  # of ww' in B: what leaves its size as it is and its pivots away from zero
+        safe, rest = safe + kept * size, sqrt(1.0 - kept)
         at = 0
         for column in range(3):
             for row in range(column + 1):
-                scaled = sk[row] * sk[column] * one + d[row] * d[column] * two + c[row] * c[column] * three
-                value = select(usable, scaled, own * f2[at])
+                value = select(usable, d[row] * d[column] * two + c[row] * c[column] * three, own * small[at])
+                value += kept * large[row] * large[column]
                 store(values, places[entry + at], -value - (DEFINITE if row == column else 0.0) * safe)
                 at += 1
+            store(values, places[entry + 6 + column], rest * large[column])
+        store(values, places[entry + 9], 1.0)
 
 
 @inner

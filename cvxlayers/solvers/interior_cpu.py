@@ -41,9 +41,10 @@ def _layout(pattern: Pattern) -> tuple[Layout, Cones]:
             linear = int(rows[-1]) + 1
             degree += len(rows)
         else:
-            curved.append((block, int(rows[0]), len(rows), isinstance(block, SecondOrder) and len(rows) > DENSE))
+            extra = 2 if isinstance(block, SecondOrder) and len(rows) > DENSE else 1 if isinstance(block, Exponential | Power) else 0
+            curved.append((block, int(rows[0]), len(rows), extra))
             degree += getattr(block, "order", DEGREE.get(type(block), 0))
-    places = [(first, count, expanded) for _, first, count, expanded in curved]
+    places = [(first, count, extra) for _, first, count, extra in curved]
     layout = Layout.of(pattern.n, pattern.m, (pattern.P_indices, pattern.P_indptr), (pattern.A_indices, pattern.A_indptr), places)
 
     def of(*kinds: type[Cone]) -> list[int]:
@@ -51,7 +52,7 @@ def _layout(pattern: Pattern) -> tuple[Layout, Cones]:
 
     second_order = three_dimensional = semidefinite = None
     if chosen := of(SecondOrder):
-        expanded = np.array([curved[k][3] for k in chosen])
+        expanded = np.array([curved[k][3] == 2 for k in chosen])
         second_order = (
             layout.system.blocks[chosen, 0].copy(),
             layout.system.blocks[chosen, 1].copy(),
