@@ -109,14 +109,17 @@ class Products:
         return not (self.kind == 2).any()
 
     def finite(self, *arrays: np.ndarray) -> np.ndarray | None:
-        """The rows (rows,) in which all arrays (rows, ...) hold finite numbers only; None if that is so in all of them."""
+        """The rows (rows,) in which all arrays (rows, ...), four at most, hold finite numbers only; None if that is so in all of them."""
+        if self.passes is not None and self.passes.all_finite(*arrays, *arrays[:1] * (4 - len(arrays))):
+            return None
         rows = np.ones(len(arrays[0]), dtype=bool)
-        if self.passes is not None:
-            found = [self.passes.finite(array, rows) for array in arrays]
-            return None if all(found) else rows
         for array in arrays:
             rows &= np.isfinite(array).all(axis=1)
         return None if rows.all() else rows
+
+    def work(self) -> tuple[np.ndarray, np.ndarray]:
+        """Memory for one pass over the rows: Px and A'y, (2, n), and Ax, (1, m)."""
+        return np.empty((2, self.pattern.n)), np.empty((1, self.pattern.m))
 
     def _passed(self, product: Any, places: tuple[np.ndarray, ...], values: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
         out = np.empty((len(v), size))
@@ -148,7 +151,8 @@ def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.nda
         cone = products.pattern.cone
         nearest = (s, y) if products.linear or projected else (cone.project(s), cone.dual().project(y))
         out = np.empty((5, len(x)))
-        products.passes.residuals(program.P, program.q, program.A, program.b, x, y, s, *nearest, *products.places, products.kind, out)
+        data = program.P, program.q, program.A, program.b
+        products.passes.residuals(*data, x, y, s, *nearest, *products.places, products.kind, *products.work(), out)
         return Residuals(*out)
     Px, Ax, ATy = products.P(program.P, x), products.A(program.A, x), products.AT(program.A, y)
     q, b = program.q, program.b

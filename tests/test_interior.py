@@ -209,6 +209,35 @@ def test_certificates_of_every_cone(cone):
             assert solve(pattern, program).status[0] == status
 
 
+def test_many_exponential_cones_take_one_attempt():
+    """Logistic regressions: every row ends by itself, at the tolerance, where the scaling of their cones has lost no digits."""
+    rng, rows, samples, features = np.random.default_rng(0), 16, 100, 20
+    # log(1 + exp(a'x)) <= t as p + q <= 1, exp(-t) <= p, exp(a'x - t) <= q, in the variables (x, t, p, q)
+    eye, none, wide = sp.eye(samples), sp.csc_matrix((samples, samples)), sp.csc_matrix((samples, features))
+    one = sp.kron(eye, np.array([[1.0], [0.0], [0.0]])), sp.kron(eye, np.array([[0.0], [0.0], [-1.0]]))
+    data = rng.standard_normal((rows, samples, features))
+    A = [
+        sp.vstack([
+            sp.hstack([wide, none, eye, eye]),
+            sp.hstack([sp.kron(wide, np.zeros((3, 1))), one[0], one[1], sp.kron(none, np.zeros((3, 1)))]),
+            sp.hstack([-sp.kron(sp.csc_matrix(a), np.array([[1.0], [0.0], [0.0]])), one[0], sp.kron(none, np.zeros((3, 1))), one[1]]),
+        ]).tocsc()
+        for a in data
+    ]  # fmt: skip
+    b = np.r_[np.ones(samples), np.tile([0.0, 1.0, 0.0], 2 * samples)]
+    n = features + 3 * samples
+    P = sp.diags(np.r_[np.ones(features), np.zeros(n - features)]).tocsc()
+    P.eliminate_zeros()
+    pattern = Pattern.of(P, A[0], Product((NonNegative(samples), *[Exponential()] * (2 * samples))))
+    q = np.r_[np.zeros(features), np.ones(samples), np.zeros(2 * samples)]
+    program = ConeProgram(np.ones((rows, features)), np.tile(q, (rows, 1)), np.stack([each.data for each in A]), np.tile(b, (rows, 1)))
+    found = solve(pattern, program)
+    assert (found.status == Status.SOLVED).all() and (found.iterations <= 25).all()
+    x = found.x[:, :features]
+    slope = x + np.einsum("bsf,bs->bf", data, 1 / (1 + np.exp(-np.einsum("bsf,bf->bs", data, x))))
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
 def test_too_large_a_matrix_is_left_to_others():
     order = find("INTERIOR").semidefinite_order + 1
     size = order * (order + 1) // 2
@@ -283,10 +312,30 @@ def test_every_kernel_is_kept_under_the_stamp_of_all():
         module = import_module(f"cvxlayers.kernels.{path.stem}")
         for value in vars(module).values():
             kernel = disk.compiled(value.function) if isinstance(value, disk.Typed) else value
-            if isinstance(kernel, disk.CPUDispatcher) and not isinstance(kernel, disk.Inner) and "inline" not in kernel.targetoptions:
+            if isinstance(kernel, disk.CPUDispatcher) and not isinstance(kernel, disk.Inner):
                 stamps.append(vars(kernel)["_cache"]._cache_file._source_stamp[1])
         assert path.stem == "disk" or "njit" not in path.read_text()
     assert len(stamps) > 20 and set(stamps) == {disk.STAMP} and len(disk.STAMP) == 64
+
+
+def test_kernels_compile_with_a_numba_that_is_made_otherwise(tmp_path):
+    """What `cvxlayers.kernels.pipeline` changes may have other names in another numba, which then compiles as it does all functions."""
+    code = """
+import numba.core.codegen
+CHANGE
+import numpy as np
+from cvxlayers.kernels import disk, rows
+from cvxlayers.kernels.ldl import analyze
+symbolic = analyze(np.array([0, 0, 1]), np.array([0, 1, 3]), np.array([1.0, -1.0]))
+z, _ = rows.solve_rows(symbolic, np.array([[2.0, 1.0, -1.0]]), np.array([[3.0, 0.0]]), 1e-8)
+print("pipeline_class" in disk.INNER, "pipeline_class" in disk.OPTIONS, z.tobytes().hex())
+"""
+    run = [python(code.replace("CHANGE", change), NUMBA_CACHE_DIR=str(tmp_path / change[:3])).stdout.split() for change in CHANGES]
+    assert [words[:2] for words in run] == [["True", "True"], ["False", "False"], ["False", "False"]]
+    assert len({words[2] for words in run}) == 1
+
+
+CHANGES = ("pass", "del numba.core.codegen.JITCodeLibrary", "numba.version_info = numba.version_info._replace(short=(0, 99))")
 
 
 def test_what_is_compiled_into_kernels_refuses_calls_from_python():

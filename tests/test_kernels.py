@@ -58,6 +58,18 @@ def test_the_factors_are_those_of_the_permuted_matrix():
         assert (np.sign(factors.inverse[:, j]) == symbolic.signs).all()
 
 
+def test_dense_rows_come_last_but_count():
+    """A portfolio with factors: of each asset's chain (bound, asset, risk, its equation) the asset, which meets all factors, goes last."""
+    n, k = 500, 20
+    none, wide, chain = sp.csc_matrix((n, n)), sp.csc_matrix((n, k)), sp.eye(n)
+    A = sp.block_array([[chain, wide, none], [-chain, wide, chain], [np.ones((k, n)), sp.eye(k), sp.csc_matrix((k, n))]])
+    K = sp.csc_matrix(sp.triu(sp.block_array([[sp.eye(2 * n + k), A.T], [A, -sp.eye(2 * n + k)]])))
+    K.sort_indices()
+    symbolic = analyze(K.indices, K.indptr, np.r_[np.ones(2 * n + k), -np.ones(2 * n + k)])
+    assert len(symbolic.column_rows) <= n * (k + 3) + k * k
+    assert sorted(symbolic.permutation) == list(range(4 * n + 2 * k))
+
+
 def test_no_lane_knows_its_neighbours():
     """Bitwise, whatever stands in the other lanes, in whichever lane a row lies, and however many rows there are."""
     symbolic, values, rhs, _ = system(rows=3 * LANES)

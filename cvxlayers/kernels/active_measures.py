@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.disk import inlined
-from cvxlayers.kernels.lanes import LANES, Compiled, compiled, full, lane, load, select, store
-from cvxlayers.kernels.matrices import combine, dots, inner
+from cvxlayers.kernels.lanes import LANES, Compiled, full, inner, lane, load, select, store
+from cvxlayers.kernels.matrices import combine, dot, dots
 from cvxlayers.kernels.numbers import apart, get, put, total
-from cvxlayers.kernels.working_set import FALLS, LEVELS, NAMED, SLOTS, clear
+from cvxlayers.kernels.working_set import FALLS, LEVELS, NAMED, SLOTS, clear, copy
 
 COST, X, STEP, GRADIENT, B, SLACK, Y, ALLOW, WEIGHT, ALONG, GONE, BACK, BEST, DUAL, LEFT = range(NAMED, NAMED + 15)
 """Vectors of N, in units of the height: q, x, d, g, b, s, y, what of a slack counts as none, the weights of constraints that may join,
@@ -24,7 +23,7 @@ FLAT = 1e-9
 """Relative size of what should be zero in a certificate."""
 
 
-@compiled
+@inner
 def largest(N: Compiled, v: Compiled, width: Compiled) -> Compiled:
     """max |v|, NaN where there is one."""
     apart()
@@ -39,7 +38,7 @@ def largest(N: Compiled, v: Compiled, width: Compiled) -> Compiled:
     return top
 
 
-@compiled
+@inner
 def infeasible(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, p: Compiled) -> Compiled:
     """Whether y = (1 for constraint p, -r for the working set), or -y, proves that there is no feasible point: A'y = 0, b'y < 0."""
     apart()
@@ -58,20 +57,19 @@ def infeasible(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, p: Com
     size = full(0.0)
     for j in range(tall):
         size = size + abs(load(N, b + j) * load(N, y + j))
-    return largest(N, d, width) <= FLAT * top and inner(N, b, y, tall) < -FLAT * total(size)
+    return largest(N, d, width) <= FLAT * top and dot(N, b, y, tall) < -FLAT * total(size)
 
 
-@compiled
+@inner
 def slack(N: Compiled, shape: Compiled) -> None:
     """s = b - Ax"""
     apart()
     _, _, _, rows, width, tall, stride, height, K, _, _, _ = shape
-    for j in range(tall):
-        store(N, SLACK * height + j, load(N, B * height + j))
+    copy(N, B * height, tall, SLACK * height)
     combine(N, K + width, stride, tall, -1.0, X * height, rows, SLACK * height)
 
 
-@compiled
+@inner
 def error_of(N: Compiled, shape: Compiled, k: Compiled, unit: Compiled) -> Compiled:
     """GRADIENT = -(q + Px + A'y), y from the working set; how far (x, y) is from optimal relative to x, and to q or Px; max |x|."""
     apart()
@@ -100,13 +98,13 @@ def error_of(N: Compiled, shape: Compiled, k: Compiled, unit: Compiled) -> Compi
     return (error if error < np.inf else np.inf), far
 
 
-@inlined
+@inner
 def endless(N: Compiled, shape: Compiled, far: Compiled) -> Compiled:
     """How far x may go along d if the objective falls along it for ever: infinite if nothing ever stops it, zero if it does not fall."""
     _, m, equations, rows, width, tall, stride, height, K, _, _, _ = shape
     q, d, along, Pd = COST * height, STEP * height, ALONG * height, BACK * height
     size = largest(N, d, width)
-    if not size > 1e-6 * far or not inner(N, q, d, width) < -FLAT * size * largest(N, q, width):
+    if not size > 1e-6 * far or not dot(N, q, d, width) < -FLAT * size * largest(N, q, width):
         return 0.0
     clear(N, Pd, width)
     combine(N, K, stride, width, 1.0, d, rows, Pd)

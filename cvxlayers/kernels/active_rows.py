@@ -28,8 +28,7 @@ from cvxlayers.kernels.active_measures import (
 )
 from cvxlayers.kernels.active_scaling import gather, power_of_two, typical
 from cvxlayers.kernels.active_set import ERROR, INACCURATE, LIMIT, PRIMAL, row_of, solve
-from cvxlayers.kernels.disk import inlined
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, load, select, sqrt, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, load, select, sqrt, store
 from cvxlayers.kernels.matrices import factor
 from cvxlayers.kernels.numbers import apart, get, put
 from cvxlayers.kernels.threads import run
@@ -126,7 +125,7 @@ def solve_rows(
             s[row, i] = left * size if left > 0.0 and multiplier == 0.0 and i >= equations else 0.0
 
 
-@inlined
+@inner
 def same(P: Compiled, held_P: Compiled, A: Compiled, held_A: Compiled) -> Compiled:
     """Whether the values are those that are held; never where there is a NaN."""
     for i in range(len(P)):
@@ -138,7 +137,7 @@ def same(P: Compiled, held_P: Compiled, A: Compiled, held_A: Compiled) -> Compil
     return held_P[len(P)] == 1.0
 
 
-@inlined
+@inner
 def solve_row(N: Compiled, shape: Compiled, state: Compiled, q: Compiled, b: Compiled, tolerance: Compiled, limit: Compiled) -> Compiled:
     """(status, steps, the scale of the objective) of one row."""
     n, m, _, _, width, tall, _, height, _, _, _, _ = shape
@@ -162,7 +161,7 @@ def solve_row(N: Compiled, shape: Compiled, state: Compiled, q: Compiled, b: Com
     return code, steps, level
 
 
-@inlined
+@inner
 def contradicts(N: Compiled, shape: Compiled, unit: Compiled) -> Compiled:
     """Whether a row of zeros has a right-hand side that no x meets."""
     _, m, equations, _, _, _, _, height, _, _, _, _ = shape
@@ -173,7 +172,7 @@ def contradicts(N: Compiled, shape: Compiled, unit: Compiled) -> Compiled:
     return False
 
 
-@compiled
+@inner
 def prepare(
     shape: Compiled,
     places: Compiled,

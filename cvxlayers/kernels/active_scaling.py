@@ -7,18 +7,17 @@ from math import frexp, ldexp
 import numpy as np
 
 from cvxlayers.kernels.active_measures import ALONG, COLUMNS, SCALE
-from cvxlayers.kernels.disk import inlined
-from cvxlayers.kernels.lanes import LANES, Compiled, compiled, full, lane, larger, load, select, store
+from cvxlayers.kernels.lanes import LANES, Compiled, full, inner, lane, larger, load, select, store
 from cvxlayers.kernels.numbers import apart, get, put, total
 
 
-@compiled
+@inner
 def power_of_two(size: Compiled) -> Compiled:
     """The power of two just above ``size``, one for zero."""
     return ldexp(1.0, frexp(size)[1]) if size > 0.0 else 1.0
 
 
-@inlined
+@inner
 def typical(N: Compiled, b: Compiled, m: Compiled) -> Compiled:
     """A power of two near the geometric mean of the right-hand sides, so that a bound of 1e6 for form's sake does not hide the others."""
     exponents, count = 0, 0
@@ -30,7 +29,7 @@ def typical(N: Compiled, b: Compiled, m: Compiled) -> Compiled:
     return ldexp(1.0, exponents // count) if count else 1.0
 
 
-@compiled
+@inner
 def extremes(N: Compiled, shape: Compiled) -> Compiled:
     """SCALE = the largest entry of each row of A, ALONG = one where there is another; returns the largest entry of P."""
     apart()
@@ -52,7 +51,7 @@ def extremes(N: Compiled, shape: Compiled) -> Compiled:
     return top
 
 
-@compiled
+@inner
 def balance(N: Compiled, shape: Compiled) -> Compiled:
     """Scale x by powers of two, COLUMNS, so that P_jj is near the largest, or where it is zero the entries of A near
     those of their rows; a row with one entry has no say.
@@ -89,7 +88,7 @@ def balance(N: Compiled, shape: Compiled) -> Compiled:
     return any_scaled
 
 
-@inlined
+@inner
 def gather(shape: Compiled, places: Compiled, P: Compiled, A: Compiled, N: Compiled) -> Compiled:
     """K = [P, A'] with P and every row of A scaled to largest entries near one; the scale of P, zero where P is, NaN where an entry is."""
     n, _, _, _, width, tall, stride, height, K, _, _, _ = shape

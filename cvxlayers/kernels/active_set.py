@@ -40,8 +40,7 @@ from cvxlayers.kernels.active_measures import (
     largest,
     slack,
 )
-from cvxlayers.kernels.disk import inlined
-from cvxlayers.kernels.lanes import LANES, Compiled, compiled, full, lane, load, select, store
+from cvxlayers.kernels.lanes import LANES, Compiled, full, inner, lane, load, select, store
 from cvxlayers.kernels.matrices import backward, combine, dots, forward
 from cvxlayers.kernels.numbers import apart, get, put
 from cvxlayers.kernels.working_set import (
@@ -55,8 +54,10 @@ from cvxlayers.kernels.working_set import (
     add,
     blocking,
     clear,
+    copy,
     direction,
     drop,
+    move,
 )
 
 SOLVED, INACCURATE, PRIMAL, UNBOUNDED, LIMIT, ERROR = 0, 1, 2, 3, 4, 7
@@ -69,7 +70,7 @@ OUTER = 60
 """Corrections at most."""
 
 
-@inlined
+@inner
 def farthest(N: Compiled, shape: Compiled, first: Compiled) -> Compiled:
     """The constraint with the most negative (s + allow) weight, or the ``first`` negative one; -1 if there is none."""
     tall, height = shape[5], shape[7]
@@ -87,7 +88,7 @@ def farthest(N: Compiled, shape: Compiled, first: Compiled) -> Compiled:
     return constraint
 
 
-@compiled
+@inner
 def row_of(N: Compiled, shape: Compiled, constraint: Compiled) -> None:
     """A row of M, to ROW."""
     apart()
@@ -96,7 +97,7 @@ def row_of(N: Compiled, shape: Compiled, constraint: Compiled) -> None:
         put(N, ROW * height, j, get(N, F + j * stride + width, constraint))
 
 
-@compiled
+@inner
 def climb(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, steps: Compiled, limit: Compiled) -> Compiled:
     """From a working set that is optimal for its own constraints to one that is for all; (status, k, steps).
 
@@ -107,8 +108,7 @@ def climb(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, steps: Comp
     s, weight, gone, back = SLACK * height, WEIGHT * height, GONE * height, BACK * height
     r, v, levels = FALLS * height, ACROSS * height, LEVELS * height
     clear(N, gone, width)
-    for j in range(tall):
-        store(N, weight + j, load(N, WEIGHTS * height + j))
+    copy(N, WEIGHTS * height, tall, weight)
     for i in range(k):
         put(N, weight, int(get(N, SLOTS * height, i)), 0.0)
     gained, stalled = 0.0, 0
@@ -135,11 +135,9 @@ def climb(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, steps: Comp
             gained += gain
             stalled = 0 if gain > 1e-14 * gained else stalled + 1
             level += t
-            for j in range((k + 7) >> 3):
-                store(N, levels + j, load(N, levels + j) - load(N, r + j) * t)
+            move(N, r, (k + 7) >> 3, -t, levels)
             if across > 0.0:
-                for j in range(width):
-                    store(N, back + j, load(N, back + j) + load(N, v + j) * t)
+                move(N, v, width, t, back)
             if t < most:
                 add(N, shape, k, p, size, level, across)
                 put(N, weight, p, 0.0)
@@ -152,11 +150,10 @@ def climb(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, steps: Comp
             drop(N, shape, k, slot)
             k -= 1
         combine(N, F + width, stride, tall, 1.0, back, rows, s)
-        for j in range(width):
-            store(N, gone + j, load(N, gone + j) + load(N, back + j))
+        move(N, back, width, 1.0, gone)
 
 
-@compiled
+@inner
 def correct(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled) -> Compiled:
     """STEP = the step of x that solves the equations of the working set, whose multipliers follow; k.
 
@@ -177,8 +174,7 @@ def correct(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled) -> Compil
             put(N, v, i, get(N, SLACK * height, int(get(N, SLOTS * height, i))))
         dots(N, S, width, filled, v, k, h)
         dots(N, Q, width, width, g, k, w)
-        for j in range(filled):
-            store(N, w + j, load(N, w + j) - load(N, h + j))
+        move(N, h, filled, -1.0, w)
         combine(N, S, width, filled, 1.0, w, k, r)
         top, least, slot = 0.0, 0.0, np.int64(-1)
         for i in range(k):
@@ -190,21 +186,19 @@ def correct(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled) -> Compil
             break
         level = get(N, levels, slot)
         row_of(N, shape, int(get(N, SLOTS * height, slot)))
-        for j in range(width):
-            store(N, g + j, load(N, g + j) + load(N, ROW * height + j) * level)
+        move(N, ROW * height, width, level, g)
         drop(N, shape, k, slot)
         k -= 1
     for i in range(k):
         level = get(N, levels, i) + get(N, r, i)
         put(N, levels, i, 0.0 if i >= kept and level < 0.0 else level)
-    for j in range(width):
-        store(N, d + j, load(N, g + j))
+    copy(N, g, width, d)
     combine(N, Q, width, width, -1.0, w, k, d)
     backward(N, F, rows, stride, width, INVERSE * height, d)
     return k
 
 
-@inlined
+@inner
 def solve(
     N: Compiled, shape: Compiled, kept: Compiled, unit: Compiled, shifted: Compiled, tolerance: Compiled, limit: Compiled
 ) -> Compiled:
@@ -216,11 +210,9 @@ def solve(
     clear(N, LEVELS * height, width)
     for j in range(width):
         store(N, GRADIENT * height + j, -load(N, COST * height + j))
-    for j in range(tall):
-        store(N, s + j, load(N, b + j))
+    copy(N, b, tall, s)
     k = correct(N, shape, kept, kept)
-    for j in range(width):
-        store(N, x + j, load(N, d + j))
+    copy(N, d, width, x)
     slack(N, shape)
     allowed = FLAT * max(largest(N, x, width), unit)
     for p in range(equations):  # those that the others imply, or contradict
@@ -237,18 +229,15 @@ def solve(
         if status != SOLVED and status != LIMIT:
             return status, steps, k
         backward(N, F, rows, stride, width, INVERSE * height, GONE * height)
-        for j in range(width):
-            store(N, x + j, load(N, x + j) - load(N, GONE * height + j))
+        move(N, GONE * height, width, -1.0, x)
         slack(N, shape)
         error, far = error_of(N, shape, k, floor)
         unit = far if far > 0.0 else unit
         if error < least:
             least = error
-            for j in range(width):
-                store(N, BEST * height + j, load(N, x + j))
-            for j in range(tall):
-                store(N, DUAL * height + j, load(N, Y * height + j))
-                store(N, LEFT * height + j, load(N, s + j))
+            copy(N, x, width, BEST * height)
+            copy(N, Y * height, tall, DUAL * height)
+            copy(N, s, tall, LEFT * height)
         if status == LIMIT:
             return LIMIT if least < np.inf else ERROR, steps, k
         if error <= max(GOAL, 0.1 * tolerance) or not error < np.inf or (not shifted and error > 0.5 * before):
@@ -259,7 +248,6 @@ def solve(
         if length == np.inf:
             return UNBOUNDED, steps, k
         length = max(length, 1.0)
-        for j in range(width):
-            store(N, x + j, load(N, x + j) + load(N, d + j) * length)
+        move(N, d, width, length, x)
         slack(N, shape)
     return SOLVED if least <= max(1e-9, 10.0 * tolerance) else INACCURATE if least <= 1e-5 else ERROR, steps, k

@@ -32,7 +32,7 @@ class DenseSystems:
         """As `cvxlayers.kernels.systems.Systems.solve`."""
         z, figures, counts = np.empty_like(rhs), np.empty((len(rhs), 3)), []
         values, rhs = np.ascontiguousarray(values), np.ascontiguousarray(rhs)
-        repeated = period(values)
+        repeated = period(values) if len(values) != 1 else 1
         order = np.arange(len(rhs), dtype=np.int32).reshape(-1, max(repeated, 1)).T.reshape(-1)  # rows of one matrix stand together
 
         def task(first: int, last: int) -> None:

@@ -14,14 +14,18 @@ from typing import Any
 
 from numba import njit
 from numba.core.registry import CPUDispatcher
+from numba.extending import overload, register_jitable
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "no_cfunc_wrapper": True}
-INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "_nrt": False}
+from cvxlayers.kernels.pipeline import ENTRY, WITHIN
+
+OPTIONS: dict[str, Any] = {**ENTRY, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {**OPTIONS, **WITHIN, "no_cpython_wrapper": True, "_nrt": False}
 
 
 def _stamp() -> str:
-    """A hash of all kernels: numba looks only at the file of a function, not at those of the functions compiled into it."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """A hash of all kernels and of the cones' text: numba looks only at the file of a function, not at those of what it calls."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), *sorted((here.parent / "cones").glob("*.py"))]
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -79,7 +83,12 @@ class Typed:
         return self.kernel(*args)
 
 
-def inlined(function: Any) -> Any:
-    """Compile as part of the one function that calls this: each function compiled by itself takes all that it calls through LLVM again."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "inline": "always"}
-    return njit(function, **options)
+def compiles(function: Any) -> None:
+    """Let kernels call a plain function of another file, which stays what it is to Python: text that serves arrays, too."""
+    register_jitable(**INNER)(function)
+
+
+def compiles_as(function: Any, typing: Any) -> None:
+    """Let kernels call something else in the place of a plain function: what ``typing`` returns for the types of the arguments."""
+    options: Any = INNER
+    overload(function, jit_options=options)(typing)

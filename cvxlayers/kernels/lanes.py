@@ -21,7 +21,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
 from numba.np.arrayobj import populate_array
 
 from cvxlayers.kernels.disk import compiled as compiled
@@ -79,32 +80,41 @@ def _vector(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return value if kind is lanes else _spread(builder, context.cast(builder, value, kind, types.float64))
 
 
+def _typed(function: Any, result_of: Any) -> None:
+    """Let ``result_of(*kinds)`` be the type that ``function`` gives for operands of those types, None for those that it does not know."""
+
+    class Template(AbstractTemplate):
+        key = function
+        metadata = {"target": "cpu"}  # has numba ask here before its own templates, a dozen for every sign
+
+        def generic(self, kinds: Any, keywords: Any) -> Any:
+            result = result_of(*kinds)
+            return None if result is None else signature(result, *kinds)
+
+    infer_global(function, types.Function(Template))
+
+
 def _binary(function: Any, result: Any, emit: Any) -> None:
     """Give ``function`` a meaning for two operands of which one at least is `Lanes`, the other that or a number."""
 
-    def typer_of(context: Any) -> Any:
-        def typer(a: Any, b: Any) -> Any:
-            if lanes in (a, b) and all(kind is lanes or isinstance(kind, types.Number) for kind in (a, b)):
-                return result
-            return None
-
-        return typer
+    def result_of(a: Any, b: Any) -> Any:
+        return result if lanes in (a, b) and all(kind is lanes or isinstance(kind, types.Number) for kind in (a, b)) else None
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return emit(builder, *(_vector(context, builder, kind, value) for kind, value in zip(sig.args, args, strict=True)))
 
-    type_callable(function)(typer_of)
+    _typed(function, result_of)
     for kinds in ((Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes)):
         lower_builtin(function, *kinds)(lower)
 
 
 def _unary(function: Any, kind: Any, emit: Any) -> None:
-    type_callable(function)(lambda context: lambda a: kind if a is kind else None)
+    _typed(function, lambda a: kind if a is kind else None)
     lower_builtin(function, type(kind))(lambda context, builder, sig, args: emit(builder, args[0]))
 
 
 def _logical(function: Any, emit: Any) -> None:
-    type_callable(function)(lambda context: lambda a, b: mask if a is mask and b is mask else None)
+    _typed(function, lambda a, b: mask if a is mask and b is mask else None)
     lower_builtin(function, Mask, Mask)(lambda context, builder, sig, args: emit(builder, *args))
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from math import sqrt
 
-from cvxlayers.kernels.disk import inlined
-from cvxlayers.kernels.lanes import Compiled, compiled, full, lane, load, store
+from cvxlayers.kernels.lanes import Compiled, full, inner, lane, load, store
 from cvxlayers.kernels.numbers import apart, get, insert, put, total
 
 
-@compiled
+@inner
 def combine(
     N: Compiled, matrix: Compiled, stride: Compiled, width: Compiled, sign: Compiled, factors: Compiled, count: Compiled, out: Compiled
 ) -> None:
@@ -31,7 +30,7 @@ def combine(
             store(N, out + j, load(N, out + j) + more)
 
 
-@compiled
+@inner
 def dots(N: Compiled, matrix: Compiled, stride: Compiled, width: Compiled, v: Compiled, count: Compiled, out: Compiled) -> None:
     """out[i] = row i times v, i < count."""
     apart()
@@ -51,8 +50,8 @@ def dots(N: Compiled, matrix: Compiled, stride: Compiled, width: Compiled, v: Co
         put(N, out, i + 3, total(s3))
 
 
-@compiled
-def inner(N: Compiled, a: Compiled, b: Compiled, width: Compiled) -> Compiled:
+@inner
+def dot(N: Compiled, a: Compiled, b: Compiled, width: Compiled) -> Compiled:
     """a'b"""
     both = full(0.0)
     for j in range(width):
@@ -60,7 +59,43 @@ def inner(N: Compiled, a: Compiled, b: Compiled, width: Compiled) -> Compiled:
     return total(both)
 
 
-@inlined
+@inner
+def _factor_beside(
+    N: Compiled, F: Compiled, j: Compiled, stride: Compiled, width: Compiled, top: Compiled, inverse: Compiled, f01: Compiled,
+    f02: Compiled, f03: Compiled, f12: Compiled, f13: Compiled, f23: Compiled,
+) -> None:  # fmt: skip
+    """Rows j ... j + 3 of `factor` beside their diagonal block, whose entries above the diagonal are f."""
+    block, at = j >> 3, j & 7
+    r0 = F + j * stride
+    r1, r2, r3 = r0 + stride, r0 + 2 * stride, r0 + 3 * stride
+    i0, i1, i2, i3 = get(N, inverse, j), get(N, inverse, j + 1), get(N, inverse, j + 2), get(N, inverse, j + 3)
+    for c in range(block + 1, width, 2):
+        begin = int(min(get(N, top, c), get(N, top, c + 1)))
+        if begin > j + 3:
+            continue
+        a0, a1, a2, a3 = load(N, r0 + c), load(N, r1 + c), load(N, r2 + c), load(N, r3 + c)
+        b0, b1, b2, b3 = load(N, r0 + c + 1), load(N, r1 + c + 1), load(N, r2 + c + 1), load(N, r3 + c + 1)
+        for k in range(begin, j):
+            p, two = F + k * stride + block, F + k * stride + c
+            one, two = load(N, two), load(N, two + 1)
+            g0, g1, g2, g3 = get(N, p, at), get(N, p, at + 1), get(N, p, at + 2), get(N, p, at + 3)
+            a0, a1, a2, a3 = a0 - one * g0, a1 - one * g1, a2 - one * g2, a3 - one * g3
+            b0, b1, b2, b3 = b0 - two * g0, b1 - two * g1, b2 - two * g2, b3 - two * g3
+        a0, b0 = a0 * i0, b0 * i0
+        a1, b1 = (a1 - a0 * f01) * i1, (b1 - b0 * f01) * i1
+        a2, b2 = ((a2 - a0 * f02) - a1 * f12) * i2, ((b2 - b0 * f02) - b1 * f12) * i2
+        a3, b3 = (((a3 - a0 * f03) - a1 * f13) - a2 * f23) * i3, (((b3 - b0 * f03) - b1 * f13) - b2 * f23) * i3
+        store(N, r0 + c, a0)
+        store(N, r1 + c, a1)
+        store(N, r2 + c, a2)
+        store(N, r3 + c, a3)
+        store(N, r0 + c + 1, b0)
+        store(N, r1 + c + 1, b1)
+        store(N, r2 + c + 1, b2)
+        store(N, r3 + c + 1, b3)
+
+
+@inner
 def factor(
     N: Compiled, F: Compiled, rows: Compiled, stride: Compiled, width: Compiled, top: Compiled, least: Compiled, inverse: Compiled
 ) -> Compiled:
@@ -114,34 +149,11 @@ def factor(
         put(N, inverse, j + 1, i1)
         put(N, inverse, j + 2, i2)
         put(N, inverse, j + 3, i3)
-        for c in range(block + 1, width, 2):
-            begin = int(min(get(N, top, c), get(N, top, c + 1)))
-            if begin > j + 3:
-                continue
-            a0, a1, a2, a3 = load(N, r0 + c), load(N, r1 + c), load(N, r2 + c), load(N, r3 + c)
-            b0, b1, b2, b3 = load(N, r0 + c + 1), load(N, r1 + c + 1), load(N, r2 + c + 1), load(N, r3 + c + 1)
-            for k in range(begin, j):
-                p, two = F + k * stride + block, F + k * stride + c
-                one, two = load(N, two), load(N, two + 1)
-                g0, g1, g2, g3 = get(N, p, at), get(N, p, at + 1), get(N, p, at + 2), get(N, p, at + 3)
-                a0, a1, a2, a3 = a0 - one * g0, a1 - one * g1, a2 - one * g2, a3 - one * g3
-                b0, b1, b2, b3 = b0 - two * g0, b1 - two * g1, b2 - two * g2, b3 - two * g3
-            a0, b0 = a0 * i0, b0 * i0
-            a1, b1 = (a1 - a0 * f01) * i1, (b1 - b0 * f01) * i1
-            a2, b2 = ((a2 - a0 * f02) - a1 * f12) * i2, ((b2 - b0 * f02) - b1 * f12) * i2
-            a3, b3 = (((a3 - a0 * f03) - a1 * f13) - a2 * f23) * i3, (((b3 - b0 * f03) - b1 * f13) - b2 * f23) * i3
-            store(N, r0 + c, a0)
-            store(N, r1 + c, a1)
-            store(N, r2 + c, a2)
-            store(N, r3 + c, a3)
-            store(N, r0 + c + 1, b0)
-            store(N, r1 + c + 1, b1)
-            store(N, r2 + c + 1, b2)
-            store(N, r3 + c + 1, b3)
+        _factor_beside(N, F, j, stride, width, top, inverse, f01, f02, f03, f12, f13, f23)
     return True
 
 
-@inlined
+@inner
 def forward(N: Compiled, F: Compiled, rows: Compiled, stride: Compiled, width: Compiled, inverse: Compiled, v: Compiled) -> None:
     """v becomes R^-T v."""
     for j in range(0, rows, 4):
@@ -160,7 +172,7 @@ def forward(N: Compiled, F: Compiled, rows: Compiled, stride: Compiled, width: C
         put(N, v, j + 3, v3)
 
 
-@compiled
+@inner
 def backward(N: Compiled, F: Compiled, rows: Compiled, stride: Compiled, width: Compiled, inverse: Compiled, v: Compiled) -> None:
     """v becomes R^-1 v."""
     apart()

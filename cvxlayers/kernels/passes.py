@@ -21,7 +21,6 @@ NUMBERS = types.Array(float64, 1, "C", readonly=True)
 PIECES = (PLACE, PLACE, NUMBERS, PLACE, PLACE, PLACE, NUMBERS)
 OUT = types.Array(float64, 2, "C")
 OUT1 = types.Array(float64, 1, "C")
-MASK = types.Array(boolean, 1, "C")
 
 
 @inner
@@ -60,7 +59,7 @@ def _transposed(indptr, indices, A, y, out):
 def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
     """out = base + p M', M (entries, size) in pieces as `cvxlayers.row_map.RowMap` cuts it; base and p (rows, ...) or (1, ...)."""
     for r in range(out.shape[0]):
-        here, own, line = base[min(r, base.shape[0] - 1)], p[min(r, p.shape[0] - 1)], out[r]
+        here, own, line = base[r if r < base.shape[0] else 0], p[r if r < p.shape[0] else 0], out[r]
         for i in range(out.shape[1]):
             line[i] = here[i]
         for k in range(len(ones)):
@@ -76,7 +75,7 @@ def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
 def collect(ones, columns, factors, rest, starts, indices, data, g, out):
     """out += g M, with M as in `combine`; out (rows, size), or (1, size) to collect all rows."""
     for r in range(g.shape[0]):
-        own, line = g[r], out[min(r, out.shape[0] - 1)]
+        own, line = g[r], out[r if r < out.shape[0] else 0]
         for k in range(len(ones)):
             line[columns[k]] += factors[k] * own[ones[k]]
         for e in range(len(rest)):
@@ -92,18 +91,6 @@ def _all_finite(a):
             if not abs(a[r, i]) < np.inf:
                 return False
     return True
-
-
-@typed(boolean(VALUES, MASK))
-def finite(a, rows):
-    """Clear the rows (rows,) of a with an entry that is not a finite number; whether there was none."""
-    whole = True
-    for r in range(a.shape[0]):
-        for i in range(a.shape[1]):
-            if not abs(a[r, i]) < np.inf:
-                whole = rows[r] = False
-                break
-    return whole
 
 
 @typed(boolean(*[VALUES] * 4))
@@ -140,17 +127,24 @@ def _greater(a, b):
     return a if a > b or a != a else b
 
 
-RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT)
+@inner
+def _below(a):
+    """What a lacks of zero, which is none where it is positive; NaN where it is one."""
+    return 0.0 if a >= 0.0 else a
+
+
+RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT, OUT, OUT)
 
 
 @typed(RESIDUALS)
-def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, out):
+def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, wide, tall, out):
     """out (5, rows): primal, dual, gap, objective and the worst of the first three, as `cvxlayers.products.Residuals` defines them.
 
-    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y.
+    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y; ``wide``
+    (2, n) and ``tall`` (1, m) are to work in.
     """
     n, m = x.shape[1], y.shape[1]
-    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    Px, ATy, Ax = wide[0], wide[1], tall[0]
     for r in range(x.shape[0]):
         _symmetric(P_indptr, P_indices, P[r], x[r], Px)
         _times(A_indptr, A_indices, A[r], x[r], Ax)
@@ -163,7 +157,7 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
             if kind[i] == 0:
                 primal = _greater(s[r, i], primal)
             elif kind[i] == 1:
-                primal, dual = _greater(min(s[r, i], 0.0), primal), _greater(min(y[r, i], 0.0), dual)
+                primal, dual = _greater(_below(s[r, i]), primal), _greater(_below(y[r, i]), dual)
             else:
                 primal, dual = _greater(nearest_s[r, i] - s[r, i], primal), _greater(nearest_y[r, i] - y[r, i], dual)
         for j in range(n):
@@ -178,11 +172,11 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
 
 
-@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT1))
-def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
-    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them."""
+@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT, OUT, OUT1))
+def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, wide, tall, slack, error):
+    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them; work as in `residuals`."""
     n, m = x.shape[1], y.shape[1]
-    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    Px, ATy, Ax = wide[0], wide[1], tall[0]
     for r in range(x.shape[0]):
         _symmetric(P_indptr, P_indices, P[r], x[r], Px)
         _times(A_indptr, A_indices, A[r], x[r], Ax)
@@ -191,14 +185,14 @@ def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kin
         for i in range(m):
             left = b[r, i] - Ax[i]
             active = kind[i] == 0 or y[r, i] > 0
-            primal = _greater(left if active else min(left, 0.0), primal)
-            sign = sign if kind[i] == 0 else _greater(min(y[r, i], 0.0), sign)
+            primal = _greater(left if active else _below(left), primal)
+            sign = sign if kind[i] == 0 else _greater(_below(y[r, i]), sign)
             slack[r, i] = 0.0 if active or left < 0 else left
         for j in range(n):
             dual = _greater(Px[j] + q[r, j] + ATy[j], dual)
             size = _greater(q[r, j], _greater(Px[j], size))
             length = _greater(x[r, j], length)
-        error[r] = primal / max(length, 1e-8) + (dual + sign) / max(size, 1e-8)
+        error[r] = primal / _greater(length, 1e-8) + (dual + sign) / _greater(size, 1e-8)
 
 
 @typed(void(VALUES, VALUES, PLACE, OUT, OUT1))

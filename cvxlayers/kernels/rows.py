@@ -13,8 +13,9 @@ from cvxlayers.kernels.threads import run
 def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[k, j] = source[LANES * block + j, k]; lanes beyond the last row repeat it. source (rows, entries), target (entries, LANES)."""
     rows, entries = source.shape
-    for j in range(LANES):
-        row = min(LANES * block + j, rows - 1)
+    for j in range(target.shape[1]):  # LANES: a number that the compiler knew would be eight loops
+        row = LANES * block + j
+        row = row if row < rows else rows - 1
         for k in range(entries):
             target[k, j] = source[row, k]
 
@@ -23,8 +24,9 @@ def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
 def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compiled) -> None:
     """target[places[k], j] = source[LANES * block + j, k], as `gather`."""
     rows, entries = source.shape
-    for j in range(LANES):
-        row = min(LANES * block + j, rows - 1)
+    for j in range(target.shape[1]):
+        row = LANES * block + j
+        row = row if row < rows else rows - 1
         for k in range(entries):
             target[places[k], j] = source[row, k]
 
@@ -33,9 +35,10 @@ def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compi
 def scatter(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[LANES * block + j, k] = source[k, j] for the rows that exist; source (entries, LANES), target (rows, entries)."""
     rows, entries = target.shape
-    for j in range(min(LANES, rows - LANES * block)):
-        for k in range(entries):
-            target[LANES * block + j, k] = source[k, j]
+    for j in range(source.shape[1]):
+        if LANES * block + j < rows:
+            for k in range(entries):
+                target[LANES * block + j, k] = source[k, j]
 
 
 def blocks_of(rows: int) -> int:
@@ -73,6 +76,6 @@ def _solve_blocks(
         gather(values, block, numbers)
         gather(rhs, block, right)
         factor(symbolic, numbers, shift, tiny, large, factors)
-        store(worst, 0, refine(symbolic, numbers, factors, right, found, left, step, most, goal))
+        store(worst, 0, refine(symbolic, numbers, factors, right, found, left, step, most, goal, 0.0))
         scatter(found, block, z)
         scatter(worst, block, error)

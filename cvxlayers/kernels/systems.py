@@ -40,7 +40,7 @@ class Systems:
         the maximum norm. Whatever is not finite stays in its row.
         """
         z, figures, counts = np.empty_like(rhs), np.empty((len(rhs), 3)), []
-        repeated = period(values)
+        repeated = period(values) if len(values) != 1 else 1  # one row: no kernel is compiled
         blocks = arranged(len(rhs), repeated)
 
         def task(first: int, last: int) -> None:
@@ -106,7 +106,7 @@ def period(values: Compiled) -> Compiled:
 @inner
 def gather_rows(source: Compiled, rows: Compiled, repeated: Compiled, target: Compiled) -> None:
     """target[k, j] = source[rows[j] % repeated, k]."""
-    for j in range(LANES):
+    for j in range(len(rows)):  # LANES: a number that the compiler knew would be eight loops
         row = rows[j] % repeated
         for k in range(source.shape[1]):
             target[k, j] = source[row, k]
@@ -115,14 +115,14 @@ def gather_rows(source: Compiled, rows: Compiled, repeated: Compiled, target: Co
 @inner
 def scatter_rows(source: Compiled, rows: Compiled, target: Compiled) -> None:
     """target[rows[j], k] = source[k, j]."""
-    for j in range(LANES):
+    for j in range(len(rows)):
         for k in range(target.shape[1]):
             target[rows[j], k] = source[k, j]
 
 
 @inner
 def _alike(one: Compiled, other: Compiled, repeated: Compiled) -> Compiled:
-    for j in range(LANES):
+    for j in range(len(one)):
         if one[j] % repeated != other[j] % repeated:
             return False
     return True
@@ -148,7 +148,7 @@ def _solve(
         peak = select(peak == 0.0, 1.0, peak)
         for j in range(size):
             store(right, j, load(right, j) / peak * load(scale, j))
-        refine(symbolic, scaled, factors, right, found, left, step, most, goal)
+        refine(symbolic, scaled, factors, right, found, left, step, most, goal, 0.0)
 
         gather_rows(rhs, here, rows, right)
         for j in range(size):

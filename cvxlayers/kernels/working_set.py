@@ -18,9 +18,8 @@ from math import sqrt
 
 import numpy as np
 
-from cvxlayers.kernels.disk import inlined
-from cvxlayers.kernels.lanes import Compiled, compiled, load, store
-from cvxlayers.kernels.matrices import combine, dots, inner
+from cvxlayers.kernels.lanes import Compiled, inner, load, store
+from cvxlayers.kernels.matrices import combine, dot, dots
 from cvxlayers.kernels.numbers import apart, get, put
 
 SLOTS, SIZES, LEVELS, PARTS, FALLS, ACROSS, ROW, WORK, SPARE = range(9)
@@ -35,38 +34,50 @@ NEGLIGIBLE = 1e-11
 """A multiplier that falls by less than this, relative to the sizes of the rows, does not fall."""
 
 
-@compiled
+@inner
 def clear(N: Compiled, v: Compiled, width: Compiled) -> None:
     """v = 0"""
     for j in range(width):
         store(N, v + j, 0.0)
 
 
-@compiled
+@inner
+def copy(N: Compiled, v: Compiled, width: Compiled, out: Compiled) -> None:
+    """out = v"""
+    for j in range(width):
+        store(N, out + j, load(N, v + j))
+
+
+@inner
+def move(N: Compiled, v: Compiled, width: Compiled, length: Compiled, out: Compiled) -> None:
+    """out += length v"""
+    for j in range(width):
+        store(N, out + j, load(N, out + j) + load(N, v + j) * length)
+
+
+@inner
 def direction(N: Compiled, shape: Compiled, k: Compiled, size: Compiled) -> Compiled:
     """h, v and r of the row in ROW, whose length is ``size``; |v|^2, zero if the row depends on the working set."""
     apart()
     _, _, _, _, width, _, _, height, _, _, Q, S = shape
     h, r, v, w, slots = PARTS * height, FALLS * height, ACROSS * height, WORK * height, (k + 7) >> 3
-    for j in range(width):
-        store(N, v + j, load(N, ROW * height + j))
+    copy(N, ROW * height, width, v)
     clear(N, h, slots)
     clear(N, r, slots)
     dots(N, Q, width, width, v, k, h)
     combine(N, Q, width, width, -1.0, h, k, v)
-    across = inner(N, v, v, width)
+    across = dot(N, v, v, width)
     if across < AGAIN * AGAIN * size * size:
         clear(N, w, slots)
         dots(N, Q, width, width, v, k, w)
         combine(N, Q, width, width, -1.0, w, k, v)
-        across = inner(N, v, v, width)
-        for j in range(slots):
-            store(N, h + j, load(N, h + j) + load(N, w + j))
+        across = dot(N, v, v, width)
+        move(N, w, slots, 1.0, h)
     combine(N, S, width, slots, 1.0, h, k, r)
     return across if across > DEPENDENT * DEPENDENT * size * size else 0.0
 
 
-@inlined
+@inner
 def add(N: Compiled, shape: Compiled, k: Compiled, constraint: Compiled, size: Compiled, level: Compiled, across: Compiled) -> None:
     """The row that `direction` looked at joins as number k."""
     _, _, _, _, width, _, _, height, _, _, Q, S = shape
@@ -81,7 +92,7 @@ def add(N: Compiled, shape: Compiled, k: Compiled, constraint: Compiled, size: C
     put(N, LEVELS * height, k, level)
 
 
-@compiled
+@inner
 def drop(N: Compiled, shape: Compiled, k: Compiled, slot: Compiled) -> None:
     """The constraint of a slot leaves; the last one takes its place. k is the number before.
 
@@ -107,9 +118,7 @@ def drop(N: Compiled, shape: Compiled, k: Compiled, slot: Compiled) -> None:
         for i in range(last):
             own = get(N, w, i)
             if own != 0.0:
-                row = matrix + i * width
-                for j in range(wide):
-                    store(N, row + j, load(N, row + j) - load(N, spare + j) * own)
+                move(N, spare, wide, -own, matrix + i * width)
         clear(N, matrix + last * width, wide)
     for i in range(last):
         put(N, S + i * width, slot, get(N, S + i * width, last))
@@ -119,7 +128,7 @@ def drop(N: Compiled, shape: Compiled, k: Compiled, slot: Compiled) -> None:
     put(N, LEVELS * height, last, 0.0)
 
 
-@inlined
+@inner
 def empty(N: Compiled, shape: Compiled, k: Compiled, kept: Compiled) -> None:
     """All but the first ``kept`` leave, which were never turned."""
     _, _, _, _, width, _, _, _, _, _, Q, S = shape
@@ -127,7 +136,7 @@ def empty(N: Compiled, shape: Compiled, k: Compiled, kept: Compiled) -> None:
     clear(N, S + kept * width, (k - kept) * width)
 
 
-@inlined
+@inner
 def blocking(N: Compiled, shape: Compiled, kept: Compiled, k: Compiled, size: Compiled) -> Compiled:
     """(slot, t): how far the multipliers may move along -r until the first is zero; slot -1, t infinite if none ever is."""
     height = shape[7]

@@ -9,12 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 from tqdm import tqdm
 
-from cvxlayers.cones import Exponential, NonNegative, Product, SecondOrder, Semidefinite, Zero
+from cvxlayers.cones import Exponential, NonNegative, Power, Product, SecondOrder, Semidefinite, Zero
 from cvxlayers.cones.base import Cone
 from cvxlayers.errors import Status
 from cvxlayers.program import ConeProgram, Pattern
 from cvxlayers.solvers import COMPILED, find, get, lacks
 
+THREE_DIMENSIONAL: tuple[Cone, ...] = (Exponential(), Power(0.5))
 LINEAR: tuple[Cone, ...] = (Zero(1), NonNegative(2))
 CURVED: tuple[Cone, ...] = (SecondOrder(3), Semidefinite(2), Exponential())
 
@@ -42,3 +43,6 @@ def warmup(linear_only: bool = False) -> None:
             solution = get(name, None, pattern)[0].solve(pattern, program)
             if not Status(solution.status[0]).ok:
                 raise RuntimeError(f"the compiled solver {name} fails on {cone}: {Status(solution.status[0]).sentence}; please report this")
+    for cone in () if linear_only else THREE_DIMENSIONAL:
+        cone.project(np.ones(3))
+        cone.linearize(np.ones(3))
