@@ -172,16 +172,19 @@ class KKT:
             second, other = self._attempt(values[unclean], rhs[unclean], WEAK)
             better = (other[:, 0] < residual[unclean] / 2) & (other[:, 1] <= limit[unclean])
             z[unclean[better]], figures[unclean[better]] = second[better], other[better]
-        for row in np.flatnonzero(~(residual <= TRUSTED) & np.isfinite(peak)):  # P may be indefinite: the pivots' signs are not known then
+        # P may be indefinite: the pivots' signs are not known then; and a derivative with a residual may be far off in units of its own.
+        enough = CLEAN if reach is None else TRUSTED
+        for row in np.flatnonzero(~(residual <= enough) & np.isfinite(peak)):
             found = self._pivoted(values[row], rhs[row])
             error = self._residual(values[row : row + 1], found[None], rhs[row : row + 1])[0]
-            if error <= TRUSTED:
+            small = np.max(abs(found)) / peak[row] <= limit[row] or not residual[row] <= TRUSTED
+            small = small or (reach is None and not self._blown(values[row : row + 1], found[None], rhs[row : row + 1])[0])
+            if error <= TRUSTED and small and not error >= residual[row] / 2:
                 z[row], figures[row, 0], figures[row, 1] = found, error, np.max(abs(found)) / peak[row]
         fallback = (~(residual <= TRUSTED) | (length > limit)) & np.isfinite(peak)
-        rows = np.flatnonzero(fallback & (residual <= CLEAN)) if reach is None else []
+        rows = np.flatnonzero(fallback & (residual <= TRUSTED)) if reach is None else []
         if len(rows):  # what is solved, and long by the units of the data alone, stays
-            scale = self._equilibration(values[rows])
-            fallback[rows] = np.max(abs(z[rows] / scale), axis=1) > BLOWUP * np.max(abs(scale * rhs[rows]), axis=1)
+            fallback[rows] = self._blown(values[rows], z[rows], rhs[rows])
         if fallback.any():
             unit = rhs / peak[:, None]
             for row in np.flatnonzero(fallback):
@@ -189,6 +192,11 @@ class KKT:
             residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback])
             z[fallback] *= peak[fallback, None]
         return Solved(z, residual, fallback)
+
+    def _blown(self, values: np.ndarray, z: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+        """Where z is long in equilibrated units."""
+        scale = self._equilibration(values)
+        return np.max(abs(z / scale), axis=1) > BLOWUP * np.max(abs(scale * rhs), axis=1)
 
     def _pivoted(self, values: np.ndarray, rhs: np.ndarray) -> np.ndarray:
         """K z = rhs for one row by LU with pivoting, NaN where K is singular."""
