@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,7 @@ import numpy as np
 from cvxlayers import failures
 from cvxlayers.conic import ConicLayer, flattened, shaped
 from cvxlayers.host import Arrays, HostMap, Options, Port
-from cvxlayers.kkt import KKT
-from cvxlayers.program import ConeProgram, Info, Pattern, Solution
-from cvxlayers.solvers.base import Solver
+from cvxlayers.program import ConeProgram, Info, Solution
 
 
 @dataclass(frozen=True)
@@ -29,17 +27,11 @@ class Saved:
 class ConicMap(HostMap):
     """P (*batch, nnzP), q (*batch, n), A (*batch, nnzA), b (*batch, m) -> x (*batch, n), y (*batch, m), s (*batch, m).
 
-    Arguments as in `cvxlayers.conic.ConicLayer`.
+    What ``conic`` solves, as a map of arrays that frameworks call.
     """
 
-    def __init__(
-        self,
-        pattern: Pattern,
-        solver: str | Solver | None = None,
-        solver_args: Mapping[str, Any] | None = None,
-        kkt: KKT | None = None,
-    ) -> None:
-        self.conic = ConicLayer(pattern, solver, solver_args, kkt)
+    def __init__(self, conic: ConicLayer) -> None:
+        self.conic, pattern = conic, conic.pattern
         widths = (("P", pattern.nnzP), ("q", pattern.n), ("A", pattern.nnzA), ("b", pattern.m))
         self.inputs = tuple(Port(name, (width,), False) for name, width in widths)
         self.outputs = tuple(Port(name, (width,), False) for name, width in (("x", pattern.n), ("y", pattern.m), ("s", pattern.m)))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cvxlayers import failures
+from cvxlayers.conic import ConicLayer as Conic
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.errors import warn
 from cvxlayers.host import HostMap, Options
@@ -101,7 +102,7 @@ class ConicLayer(HostLayer):
         entries stored by the pattern. ``solver`` names a solver (None: chosen from the pattern), ``solver_args`` holds its options.
         """
         check_spelling(extra, self.extra)
-        self._hold(ConicMap(pattern, solver, solver_args), **extra)
+        self._hold(ConicMap(Conic(pattern, solver, solver_args)), **extra)
 
 
 def check_spelling(given: Mapping[str, Any], known: Sequence[str] = ()) -> None:

@@ -165,26 +165,22 @@ class KKT:
         if reach is None and (residual <= CLEAN).all() and (length * largest <= BLOWUP).all():
             return Solved(z, residual, np.zeros(len(z), dtype=bool))
 
-        peak = _peak(rhs)
-        limit = BLOWUP / np.maximum(largest, np.finfo(float).tiny) if reach is None else reach / peak
-        unclean = np.flatnonzero(~(residual <= CLEAN) & np.isfinite(peak))
+        finite = np.isfinite(peak := _peak(rhs))
+        unclean = np.flatnonzero(~(residual <= CLEAN) & finite)
         if len(unclean):
             second, other = self._attempt(values[unclean], rhs[unclean], WEAK)
-            better = (other[:, 0] < residual[unclean] / 2) & (other[:, 1] <= limit[unclean])
+            better = (other[:, 0] < residual[unclean] / 2) & ~self._long(unclean, second, other, values, rhs, reach)
             z[unclean[better]], figures[unclean[better]] = second[better], other[better]
         # P may be indefinite: the pivots' signs are not known then; and a derivative with a residual may be far off in units of its own.
-        enough = CLEAN if reach is None else TRUSTED
-        for row in np.flatnonzero(~(residual <= enough) & np.isfinite(peak)):
-            found = self._pivoted(values[row], rhs[row])
-            error = self._residual(values[row : row + 1], found[None], rhs[row : row + 1])[0]
-            small = np.max(abs(found)) / peak[row] <= limit[row] or not residual[row] <= TRUSTED
-            small = small or (reach is None and not self._blown(values[row : row + 1], found[None], rhs[row : row + 1])[0])
-            if error <= TRUSTED and small and not error >= residual[row] / 2:
-                z[row], figures[row, 0], figures[row, 1] = found, error, np.max(abs(found)) / peak[row]
-        fallback = (~(residual <= TRUSTED) | (length > limit)) & np.isfinite(peak)
-        rows = np.flatnonzero(fallback & (residual <= TRUSTED)) if reach is None else []
-        if len(rows):  # what is solved, and long by the units of the data alone, stays
-            fallback[rows] = self._blown(values[rows], z[rows], rhs[rows])
+        for row in np.flatnonzero(~(residual <= (CLEAN if reach is None else TRUSTED)) & finite):
+            own = slice(row, row + 1)
+            K = sp.csc_matrix((values[row, self._full], self._full_indices, self._full_indptr), shape=(self.size, self.size))
+            found = pivoted(K, rhs[row])[None]
+            told = np.array([[self._residual(values[own], found, rhs[own])[0], np.max(abs(found)) / peak[row], largest[row]]])
+            better = told[0, 0] <= TRUSTED and not told[0, 0] >= residual[row] / 2
+            if better and (not residual[row] <= TRUSTED or not self._long(own, found, told, values, rhs, reach)[0]):
+                z[own], figures[own] = found, told
+        fallback = (~(residual <= TRUSTED) | self._long(slice(None), z, figures, values, rhs, reach)) & finite
         if fallback.any():
             unit = rhs / peak[:, None]
             for row in np.flatnonzero(fallback):
@@ -193,14 +189,15 @@ class KKT:
             z[fallback] *= peak[fallback, None]
         return Solved(z, residual, fallback)
 
-    def _blown(self, values: np.ndarray, z: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-        """Where z is long in equilibrated units."""
-        scale = self._equilibration(values)
-        return np.max(abs(z / scale), axis=1) > BLOWUP * np.max(abs(scale * rhs), axis=1)
-
-    def _pivoted(self, values: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-        """K z = rhs for one row by LU with pivoting, NaN where K is singular."""
-        return pivoted(sp.csc_matrix((values[self._full], self._full_indices, self._full_indptr), shape=(self.size, self.size)), rhs)
+    def _long(self, rows: Any, z: np.ndarray, figures: np.ndarray, values: np.ndarray, rhs: np.ndarray, reach: Any) -> np.ndarray:
+        """Where |z| of the ``rows`` exceeds ``reach``, or without one what `BLOWUP` allows in units of the data and equilibrated."""
+        if reach is not None:
+            return figures[:, 1] > reach[rows] / _peak(rhs[rows])
+        long = ~(figures[:, 1] * figures[:, 2] <= BLOWUP)
+        if long.any():  # long by the units of the data alone is no blow-up
+            scale, known = self._equilibration(values[rows][long]), rhs[rows][long]
+            long[long] = ~(np.max(abs(z[long] / scale), axis=1) <= BLOWUP * np.max(abs(scale * known), axis=1))
+        return long
 
     def _attempt(self, values: np.ndarray, rhs: np.ndarray, regularization: float) -> tuple[np.ndarray, np.ndarray]:
         """z (rows, n + m) and figures (rows, 3): |K z - rhs| / |rhs|, the largest |z| over the largest |rhs|, the largest |K|.

@@ -225,7 +225,7 @@ def test_newton_steps_polish_what_a_solver_leaves(rng: np.random.Generator) -> N
 
 def test_the_map_that_adapters_see_is_the_layer(rng: np.random.Generator) -> None:
     layer, program, _ = regular(CONES["mixed"], rng, rows=3)
-    core = ConicMap(layer.pattern)
+    core = ConicMap(ConicLayer(layer.pattern))
     shared = [program.P[0], program.q, program.A[0], program.b]
     options = Options(on_failure="nan")
     outputs, info, saved = core.forward(shared, options)
@@ -254,7 +254,7 @@ def test_the_map_that_adapters_see_is_the_layer(rng: np.random.Generator) -> Non
 
 def test_second_derivatives_of_the_map_equal_finite_differences(rng: np.random.Generator) -> None:
     layer, program, _ = regular(Product((Zero(2), NonNegative(5), SecondOrder(4), SecondOrder(4))), rng)
-    core, data = ConicMap(layer.pattern), list(vars(program).values())
+    core, data = ConicMap(ConicLayer(layer.pattern)), list(vars(program).values())
     one, two = ([rng.standard_normal(a.shape) for a in data] for _ in range(2))
     outputs, _, saved = core.forward(data, Options())
     cotangents, needed, step = [rng.standard_normal(o.shape) for o in outputs], [True] * 4, 1e-5

@@ -125,7 +125,7 @@ def test_values_and_derivatives_are_those_of_the_whole(name: str, shared: bool, 
     np.testing.assert_allclose(info.objective, want_info.objective, rtol=1e-9, atol=1e-9)
     for found, wanted in ((out, want), (pulled, want_pulled), (pushed, want_pushed)):
         for a, b in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
     for row in range(len(info.objective) if info.objective.ndim else 1):
         for parameter, value in zip(parameters, values, strict=True):
             parameter.value = value[row] if value.ndim > parameter.ndim else value

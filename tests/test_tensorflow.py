@@ -23,6 +23,7 @@ import tensorflow
 from cvxlayers import SolverError, Status, diagnose
 from cvxlayers.backend import backend_of
 from cvxlayers.cones import NonNegative, Product, Zero
+from cvxlayers.conic import ConicLayer as Conic
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.host import Options
 from cvxlayers.program import Info, Pattern
@@ -564,7 +565,7 @@ def test_copies(rng: np.random.Generator) -> None:
 def test_the_conic_layer(mode: str, rng: np.random.Generator) -> None:
     A = rng.standard_normal((5, 3))
     pattern = Pattern.of(np.eye(3), A, Product((Zero(1), NonNegative(4))))
-    layer, host = ConicLayer(pattern), ConicMap(pattern)
+    layer, host = ConicLayer(pattern), ConicMap(Conic(pattern))
     b = np.concatenate([np.zeros((2, 1)), rng.random((2, 4))], axis=1)
     values = [np.ones(pattern.nnzP), rng.standard_normal((2, 3)), sp.csc_matrix(A).data, b]
     wanted, info, saved = host.forward(values, Options())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.backend import backend_of
+from cvxlayers.conic import ConicLayer
 from cvxlayers.conic_map import ConicMap, Saved
 from cvxlayers.errors import Status
 from cvxlayers.host import Arrays, HostMap, Options, Port
@@ -33,7 +34,7 @@ class SolvedMap(HostMap):
     """
 
     def __init__(self, pattern: Pattern, newton: bool = False, kkt: KKT | None = None) -> None:
-        self.below, self.newton = ConicMap(pattern, kkt=kkt), newton
+        self.below, self.newton = ConicMap(ConicLayer(pattern, kkt=kkt)), newton
         self.conic = self.below.conic
         self.outputs = self.below.outputs
         self.inputs = (*self.below.inputs, *(Port(port.name, port.shape, False) for port in self.outputs))

@@ -13,6 +13,7 @@ import numpy as np
 
 from cvxlayers.compiled import kernels
 from cvxlayers.cones import NonNegative, Zero
+from cvxlayers.conic import ConicLayer
 from cvxlayers.conic_map import ConicMap
 from cvxlayers.control.transcription import Transcription
 from cvxlayers.errors import Status
@@ -27,7 +28,8 @@ BOXED = {"initial", "dynamics", "u_upper", "u_lower"}
 def staged(transcription: Transcription, solver: str, kkt: KKT | None = None) -> ConicMap:
     """The map of a transcription's programs, with the compiled stages where they apply and the named solver elsewhere."""
     pattern, places = transcription.pattern, _places(transcription)
-    return ConicMap(pattern, solver if places is None else Staged(beneath=get(solver, None, pattern)[0], places=places), kkt=kkt)
+    chosen = solver if places is None else Staged(beneath=get(solver, None, pattern)[0], places=places)
+    return ConicMap(ConicLayer(pattern, chosen, kkt=kkt))
 
 
 def system_of(transcription: Transcription) -> KKT:
