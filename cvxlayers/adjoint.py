@@ -16,7 +16,7 @@ singular at every solution (Agrawal, Barratt, Boyd, Busseti, Moursi, "Differenti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from cvxlayers.cones import Derivative
 from cvxlayers.kkt import KKT, TRUSTED, Solved
 from cvxlayers.program import ConeProgram, Solution, join, take
+from cvxlayers.units import apart, in_units, units
 
 REACH = 1e-3  # of the Newton steps that polish: how long they may be, relative to 1 + |v|
 KINK = 1e-6  # a margin below this, relative to 1 + |v|, is taken for a kink
@@ -36,7 +37,7 @@ class Certificate:
 
     residual: |K z - r| / |r| of the linear solve, against the unscaled data; fallback: whether the minimum-norm least-squares solution
     had to be taken; margin: distance of v = y - s from the nearest kink of the cones' projections relative to 1 + |v| (the strict
-    complementarity margin).
+    complementarity margin), where that is small in `cvxlayers.units`.
     """
 
     residual: np.ndarray
@@ -60,12 +61,12 @@ def vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution)
     All arrays are NumPy float64 with one batch axis; the solution satisfies the optimality conditions. The cotangent of P is that of
     its stored upper triangle: off-diagonal entries collect both symmetric halves.
     """
-    return _by_chunks(_vjp, kkt, program, solution, cotangent)
+    return _by_chunks(partial(_balanced, _vjp), kkt, program, solution, cotangent)
 
 
 def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
     """Push a tangent of (P, q, A, b) forward to (x, y, s); arrays as in `vjp`."""
-    return _by_chunks(_jvp, kkt, program, solution, tangent)
+    return _by_chunks(partial(_balanced, _jvp), kkt, program, solution, tangent)
 
 
 def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> tuple[Solution, Certificate]:
@@ -77,7 +78,7 @@ def second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProg
 
     ddy = U diag(sqrt d) t + c, dds = r - A ddx + c. Raises ValueError where the cone's projection has no second derivative.
     """
-    return _by_chunks(_second_jvp, kkt, program, solution, one, two)
+    return _by_chunks(partial(_balanced, _second_jvp), kkt, program, solution, one, two)
 
 
 def second_vjp(
@@ -91,15 +92,16 @@ def second_vjp(
 
     Raises ValueError where the cone's projection has no second derivative.
     """
-    return _by_chunks(_second_vjp, kkt, program, solution, cotangent, tangent)
+    return _by_chunks(partial(_balanced, _second_vjp), kkt, program, solution, cotangent, tangent)
 
 
-def newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float = REACH) -> Solution:
+def newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float = REACH, far: float = 0.0) -> Solution:
     """One Newton step on the residual map, from v = y - s; the new y and s lie on their cones and are exactly complementary.
 
-    A step longer than ``reach``, relative to 1 + |v|, is taken for one along a null direction, and replaced by the minimum-norm step.
+    A step longer than ``reach``, relative to 1 + |v|, and than ``far``, relative to (x, v) in the units that equilibrate K, is taken for
+    one along a null direction, and replaced by the minimum-norm step.
     """
-    return _by_chunks(partial(_newton, reach=reach), kkt, program, solution)[0]
+    return _by_chunks(partial(_newton, reach=reach, far=far), kkt, program, solution)[0]
 
 
 def _by_chunks(rule: Any, kkt: KKT, *records: Any) -> Any:
@@ -109,6 +111,36 @@ def _by_chunks(rule: Any, kkt: KKT, *records: Any) -> Any:
         return rule(kkt, *records)
     parts = [rule(kkt, *(take(record, rows) for record in records)) for rows in chunks]
     return tuple(join(list(each)) for each in zip(*parts, strict=True))
+
+
+def _balanced(rule: Any, kkt: KKT, program: ConeProgram, solution: Solution, *directions: Any) -> tuple[Any, Certificate]:
+    """What ``rule`` returns, worked out in `cvxlayers.units`.
+
+    Linear cones have the same derivative in all units; there the margin alone is measured anew, where it is a kink's in those given.
+    """
+    if kkt.products.linear:
+        result, certificate = rule(kkt, program, solution, *directions)
+        return result, _in_doubt(kkt, program, solution, certificate)
+    e = units(kkt.products, program, solution) if apart(kkt.products, solution) else None
+    if e is None:
+        return rule(kkt, program, solution, *directions)
+    turned = (in_units(kkt.products, d, 1 / e if isinstance(d, Solution) else e) for d in directions)
+    result, certificate = rule(kkt, in_units(kkt.products, program, e), in_units(kkt.products, solution, e), *turned)
+    return in_units(kkt.products, result, 1 / e if isinstance(result, Solution) else e), certificate
+
+
+def _in_doubt(kkt: KKT, program: ConeProgram, solution: Solution, certificate: Certificate) -> Certificate:
+    """The certificate with the margins of what looks like a kink measured in `cvxlayers.units`."""
+    rows = np.flatnonzero(certificate.kink)
+    if not len(rows):
+        return certificate
+    there = take(solution, rows)
+    e = units(kkt.products, take(program, rows), there)
+    if e is None:
+        return certificate
+    margin = certificate.margin.copy()
+    margin[rows] = _linearize(kkt, in_units(kkt.products, there, e))[1]
+    return replace(certificate, margin=margin)
 
 
 def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
@@ -129,14 +161,17 @@ def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgra
     return Solution(dx, dy, ds), Certificate(solved.residual, solved.fallback, margin)
 
 
-def _newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float) -> tuple[Solution]:
+def _newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float, far: float) -> tuple[Solution]:
     products, x, y, s = kkt.products, solution.x, solution.y, solution.s
     derivative = kkt.dual_cone.derivative(y - s) if not kkt.products.linear else _linearize(kkt, solution)[0]
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
     v = y - s
-    farthest = reach * (1 + np.max(abs(v), axis=1, initial=0.0))
-    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, farthest)
+    most = reach * (1 + np.max(abs(v), axis=1, initial=0.0))
+    each = None
+    if far:
+        each = far * abs(np.concatenate([x, np.sqrt(derivative.values) * derivative.rotate(v, transpose=True)], axis=1))
+    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, (most, each))
     v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
     return (Solution(x + dx, y, y - v, solution.status, solution.iterations),)
@@ -200,7 +235,7 @@ def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
 
 
 def _solve(
-    kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, reach: np.ndarray | None = None
+    kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, reach: Any = None
 ) -> tuple[Solved, np.ndarray, np.ndarray]:
     """K [u; t] = [top; diag(sqrt d) U' bottom]: the solve's record, u, and U diag(sqrt d) t.
 
@@ -218,7 +253,7 @@ def _solve(
     error = _missed(kkt, program, u, w, top, rhs)
     lost = np.flatnonzero(~solved.fallback & (error > TRUSTED))
     if len(lost):
-        again = kkt.solve(values[lost], rhs[lost], np.zeros(len(lost)))
+        again = kkt.solve(values[lost], rhs[lost], (np.zeros(len(lost)), None))
         solved.z[lost], solved.fallback[lost], solved.residual[lost] = again.z, True, again.residual
         u, w = solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
         error = _missed(kkt, program, u, w, top, rhs)

@@ -41,6 +41,7 @@ BLOWUP = 1e10  # so does |z| above this times |r| / |K|: a direction that K all 
 # Where the sparse factorization takes more than this share of a full one's work, and the size is at least this, dense storage is quicker:
 # measured at share 0.13 0.6 times as fast, at 0.3 to 0.5 1.5 to 3 times, at 1 up to 20 times, and 10 times for one row alone.
 FULL, SMALL = 0.25, 64
+SCALINGS = 6  # of an equilibration: each takes the square root of how far apart the columns' largest entries are
 CHUNK = 1 << 23  # numbers in the largest work array of one chunk of rows
 
 
@@ -153,12 +154,13 @@ class KKT:
             values[:, maps.positions] = turned.reshape(len(values), count * size * width)[:, maps.picked]
         return values
 
-    def solve(self, values: np.ndarray, rhs: np.ndarray, reach: np.ndarray | None = None) -> Solved:
+    def solve(self, values: np.ndarray, rhs: np.ndarray, reach: tuple[np.ndarray, np.ndarray | None] | None = None) -> Solved:
         """Solve K z = rhs for every row; values (rows, nnz), rhs (rows, n + m).
 
         The strong regularization keeps the factors accurate where K is singular and the equations consistent; rows that it cannot refine
-        to `CLEAN` are ill-conditioned and get the weak one. Rows that stay above `TRUSTED`, or whose |z| exceeds ``reach`` (rows,)
-        (default: what `BLOWUP` says, in their own and in equilibrated units), get the minimum-norm least-squares solution.
+        to `CLEAN` are ill-conditioned and get the weak one. Rows that stay above `TRUSTED`, or whose |z| is longer than ``reach[0]``
+        (rows,) and, in the units that equilibrate K, than the largest of ``reach[1]`` (rows, n + m) if that is given (without ``reach``
+        longer than what `BLOWUP` says of both), get the minimum-norm least-squares solution.
         """
         z, figures = self._attempt(values, rhs, STRONG)
         residual, length, largest = figures.T
@@ -190,13 +192,12 @@ class KKT:
         return Solved(z, residual, fallback)
 
     def _long(self, rows: Any, z: np.ndarray, figures: np.ndarray, values: np.ndarray, rhs: np.ndarray, reach: Any) -> np.ndarray:
-        """Where |z| of the ``rows`` exceeds ``reach``, or without one what `BLOWUP` allows in units of the data and equilibrated."""
-        if reach is not None:
-            return figures[:, 1] > reach[rows] / _peak(rhs[rows])
-        long = ~(figures[:, 1] * figures[:, 2] <= BLOWUP)
-        if long.any():  # long by the units of the data alone is no blow-up
-            scale, known = self._equilibration(values[rows][long]), rhs[rows][long]
-            long[long] = ~(np.max(abs(z[long] / scale), axis=1) <= BLOWUP * np.max(abs(scale * known), axis=1))
+        """Where |z| of the ``rows`` is longer than `solve` allows."""
+        known = figures[:, 1] * figures[:, 2] <= BLOWUP if reach is None else figures[:, 1] <= reach[0][rows] / _peak(rhs[rows])
+        if (long := ~known).any() and (reach is None or reach[1] is not None):  # long by the units of the data alone is no blow-up
+            scale = self._equilibration(values[rows][long])
+            most = BLOWUP * abs(scale * rhs[rows][long]) if reach is None else reach[1][rows][long] / scale
+            long[long] = ~(np.max(abs(z[long] / scale), axis=1) <= np.max(most, axis=1))
         return long
 
     def _attempt(self, values: np.ndarray, rhs: np.ndarray, regularization: float) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +235,7 @@ class KKT:
         """Scales e (rows, n + m) that bring the largest entry of every column of diag(e) K diag(e) near one (Ruiz 2001)."""
         full = abs(values.take(self._full, axis=1))
         scale = np.ones((len(values), self.size))
-        for _ in range(2):
+        for _ in range(SCALINGS):
             largest = self._by_column.reduce(full, np.maximum)
             step = 1 / np.sqrt(np.where(largest > 0, largest, 1.0))
             full *= step.take(self._full_indices, axis=1)

@@ -104,6 +104,18 @@ class Products:
         return np.repeat(kinds, [c.dim for c in self.pattern.cone.cones]).astype(np.uint32)
 
     @cached_property
+    def sides(self) -> np.ndarray:
+        """(first row, dim) of every cone that is not a zero cone, one after the other; every nonnegative row is a cone of its own."""
+        first, found = 0, []
+        for cone in self.pattern.cone.cones:
+            if isinstance(cone, NonNegative):
+                found += [(first + i, 1) for i in range(cone.dim)]
+            elif not isinstance(cone, Zero) and cone.dim:
+                found.append((first, cone.dim))
+            first += cone.dim
+        return np.array(found, dtype=np.uint32).reshape(-1)
+
+    @cached_property
     def linear(self) -> bool:
         """Whether all cones are zero and nonnegative ones."""
         return not (self.kind == 2).any()

@@ -9,11 +9,13 @@ from cvxlayers.errors import Status
 from cvxlayers.kkt import KKT
 from cvxlayers.products import Residuals, residuals
 from cvxlayers.program import ConeProgram, Solution, take
+from cvxlayers.units import in_units, units
 
 ACCURATE = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
 REDUCED = 1e-4  # residuals up to this make it INACCURATE, beyond it the row has failed
 POLISHED = 1e-13  # residuals below this are left alone
-POLISHING = 4  # Newton steps at most: linear constraints need one, curved cones converge quadratically from the second on
+FAR = 0.1  # how long Newton steps may be in units of their own, relative to (x, v)
+POLISHING, LONGEST = 4, 10  # Newton steps: linear constraints need one, curved cones converge quadratically; more while each halves
 DIVERGED = 1e-2  # a residual beyond this after a Newton step: the start was outside the region of convergence
 
 SOLVED, INACCURATE, NUMERICAL_ERROR = int(Status.SOLVED), int(Status.INACCURATE), int(Status.NUMERICAL_ERROR)
@@ -55,27 +57,47 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
 def polish(kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, usable: np.ndarray) -> None:
     """Newton steps on the residual map, in place: each row keeps the best point met, which may be the one it came with.
 
-    On a curved cone the first step may leave the cone's surface by the square of its length before the next ones converge
-    quadratically, so a step is not judged alone.
+    Rows that are not `POLISHED` then may step farther, in `cvxlayers.units`: their data may be in units of very different sizes.
     """
     rows = np.flatnonzero(usable & ~(found.worst <= POLISHED))
     if not len(rows):
         return
-    whole = len(rows) == len(usable)
+    _newton_steps(kkt, program, best, found, rows)
+    rows = rows[~(found.worst[rows] <= POLISHED)]
+    if len(rows):
+        _newton_steps(kkt, program, best, found, rows, units(kkt.products, take(program, rows), take(best, rows)), FAR)
+
+
+def _newton_steps(
+    kkt: KKT, program: ConeProgram, best: Solution, found: Residuals, rows: np.ndarray, e: np.ndarray | None = None, far: float = 0.0
+) -> None:
+    """Steps of these rows, taken in units e and measured in those given.
+
+    On a curved cone the first step may leave the cone's surface by the square of its length before the next ones converge
+    quadratically, so a step is not judged alone.
+    """
+    whole = len(rows) == len(found.worst)
     part, point = (program, best) if whole else (take(program, rows), take(best, rows))
+    own = part
+    if e is not None:
+        own, point = in_units(kkt.products, part, e), in_units(kkt.products, point, e)
     # A solver's y and s are only nearly complementary. The step is one on y = Pi_K*(v), s = y - v: from there linear cones need no second.
     v = point.y - point.s
     y = kkt.dual_cone.project(v)
     point = Solution(point.x, y, y - v, point.status, point.iterations)
-    for _ in range(POLISHING):
-        point = adjoint.newton(kkt, part, point)
-        after = residuals(kkt.products, part, point.x, point.y, point.s, projected=True)
+    before = np.full(len(rows), np.inf)
+    for step in range(LONGEST):
+        point = adjoint.newton(kkt, own, point, far=far)
+        given = point if e is None else in_units(kkt.products, point, 1 / e)
+        after = residuals(kkt.products, part, given.x, given.y, given.s, projected=True)
         better = after.worst < found.worst[rows]
         for name in ("x", "y", "s"):
-            getattr(best, name)[rows[better]] = getattr(point, name)[better]
+            getattr(best, name)[rows[better]] = getattr(given, name)[better]
         for name, array in vars(found).items():
             array[rows[better]] = getattr(after, name)[better]
-        going = (after.worst > POLISHED) & (after.worst < DIVERGED)
+        going = (after.worst > POLISHED) & (after.worst < DIVERGED) & ((step < POLISHING - 1) | (after.worst < before / 2))
         if not going.any():
             break
-        rows, part, point = rows[going], take(part, going), take(point, going)
+        rows, part, own, point = rows[going], take(part, going), take(own, going), take(point, going)
+        before = after.worst[going]
+        e = None if e is None else e[going]

@@ -197,7 +197,7 @@ def test_the_residuals_judge_not_the_solver(
     shift: float, word: Status, verdict: Status, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, program, _ = regular(CONES["mixed"], rng)
-    monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else the shift would be repaired
+    monkeypatch.setattr("cvxlayers.verdict.LONGEST", 0)  # else the shift would be repaired
     liar = _Liar(shift=shift, word=word)
     monkeypatch.setattr("cvxlayers.solvers.get", lambda *_: (liar, ()))
     layer = ConicLayer(layer.pattern)

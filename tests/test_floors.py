@@ -36,7 +36,7 @@ FLOORS: list[tuple[str, ...]] = [
     ),
     ("kernels.three_dimensional", "kernels.working_set", "kernels.projections"),
     (
-        *("kernels.cones", "kernels.equilibrate", "kernels.memory", "kernels.rows", "kernels.passes", "kernels.systems"),
+        *("kernels.cones", "kernels.equilibrate", "kernels.memory", "kernels.rows", "kernels.passes", "kernels.systems", "kernels.units"),
         *("kernels.active_measures",),
     ),
     (
@@ -54,7 +54,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("cones",),
     ("program", "control.models"),
     ("products", "canonical", "solvers.base", "solvers.layout", "control.transcription"),
-    ("solvers.dense", "control.problem"),
+    ("solvers.dense", "control.problem", "units"),
     (
         "kkt",
         "affine",
@@ -97,7 +97,15 @@ OWNERS = {
     "moreau_cpu": {"solvers.moreau"},
     "scs": {"solvers.scs"},
     "qdldl": {"factorization", "kernels.ordering", "least_squares"},
-    "numba": {"kernels.disk", "kernels.elementary", "kernels.lanes", "kernels.numbers", "kernels.passes", "kernels.pipeline"},
+    "numba": {
+        "kernels.disk",
+        "kernels.elementary",
+        "kernels.lanes",
+        "kernels.numbers",
+        "kernels.passes",
+        "kernels.pipeline",
+        "kernels.units",
+    },
     "tqdm": {"solvers.warmup"},
     "llvmlite": {"kernels.elementary", "kernels.lanes", "kernels.numbers"},
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, lane, larger, load, select, store
-from cvxlayers.kernels.systems import SCALINGS, TINY, period
+from cvxlayers.kernels.systems import EVEN, MORE, SCALINGS, TINY, period
 from cvxlayers.kernels.threads import run
 
 
@@ -135,7 +135,7 @@ def _equilibrate(K: Compiled, live: Compiled, width: Compiled, scale: Compiled, 
     """K becomes diag(e) K diag(e), with e = ``scale``."""
     for j in range(width):
         store(scale, j, 1.0)
-    for _ in range(SCALINGS):
+    for taken in range(MORE):
         for j in range(width):
             store(largest, j, 0.0)
         for i in range(live):
@@ -148,6 +148,13 @@ def _equilibrate(K: Compiled, live: Compiled, width: Compiled, scale: Compiled, 
             for k in range(LANES):
                 top = max(top, lane(own, k))
             largest[i // LANES, i % LANES] = top
+        if taken >= SCALINGS:
+            even = True
+            for j in range(width):
+                for k in range(LANES):
+                    even = even and (largest[j, k] == 0.0 or 1.0 / EVEN <= largest[j, k] <= EVEN)
+            if even:
+                break
         for j in range(width):
             for k in range(LANES):
                 largest[j, k] = 1.0 / np.sqrt(largest[j, k]) if largest[j, k] > 0.0 else 1.0

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, larger, load, select, sqrt, store
+from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, larger, load, select, some, sqrt, store
 from cvxlayers.kernels.ldl import Factors, Symbolic, factor, norm, refine, residual
 from cvxlayers.kernels.threads import run
 
-SCALINGS = 2
+SCALINGS, MORE, EVEN = 2, 8, 16.0
+"""Passes of an equilibration; while the largest entry of some column is farther than EVEN from one more follow, up to MORE in all."""
 SMALL = 1 << 13  # blocks times entries of K and L up to which one thread is quicker than two: about half a millisecond of work
 TINY = 1e-14  # a pivot below this, in the scaled coordinates, is replaced by the shift
 
@@ -178,7 +179,7 @@ def equilibrate(symbolic: Compiled, numbers: Compiled, scaled: Compiled, scale: 
         store(scale, j, 1.0)
     for p in range(len(indices)):
         store(scaled, p, load(numbers, p))
-    for _ in range(SCALINGS):
+    for taken in range(MORE):
         for j in range(size):
             store(largest, j, 0.0)
         for j in range(size):
@@ -189,9 +190,17 @@ def equilibrate(symbolic: Compiled, numbers: Compiled, scaled: Compiled, scale: 
                 if i != j:
                     store(largest, i, larger(value, load(largest, i)))
             store(largest, j, own)
+        uneven = full(0.0) < 1.0
+        if taken >= SCALINGS:  # a lane that is even stays as it is, whatever its neighbours need
+            uneven = full(0.0) > 1.0
+            for j in range(size):
+                own = load(largest, j)
+                uneven = uneven | (own > EVEN) | ((own > 0.0) & (own < 1.0 / EVEN))
+            if not some(uneven):
+                break
         for j in range(size):
             own = load(largest, j)
-            own = 1.0 / sqrt(select(own > 0.0, own, 1.0))
+            own = 1.0 / sqrt(select(uneven & (own > 0.0), own, 1.0))
             store(largest, j, own)
             store(scale, j, load(scale, j) * own)
         for j in range(size):
