@@ -341,7 +341,7 @@ def distance(v: np.ndarray, dual: bool = False) -> float:
 
 @pytest.mark.parametrize("solver", ["SCS", "CLARABEL", "INTERIOR"])
 def test_residuals_are_those_of_the_unscaled_data(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvxlayers.verdict.POLISHING", 0)  # else nothing but rounding is left to compare
+    monkeypatch.setattr("cvxlayers.verdict.LONGEST", 0)  # else nothing but rounding is left to compare
     dense = dense_program()
     layer: Any = ConicLayer(dense.pattern, solver, {"eps": 1e-4})
     (x, y, s), info = layer(*vars(dense.program).values(), return_info=True)
