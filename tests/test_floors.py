@@ -16,9 +16,11 @@ ROOT = Path(cvxlayers.__file__).parent
 # From the ground up; a file may import only from floors below its own, so that files of one floor do not know each other.
 FLOORS: list[tuple[str, ...]] = [
     (
-        *("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.pipeline", "kernels.threads"),
+        *("cones.base", "domain", "errors", "backend", "refusals", "least_squares", "kernels", "kernels.lowering", "kernels.threads"),
         *("kernels.ordering",),
     ),
+    ("kernels.calls",),
+    ("kernels.pipeline",),
     ("kernels.disk",),
     ("kernels.lanes", "factorization", "compiled", "cones.root"),
     (
@@ -98,16 +100,11 @@ OWNERS = {
     "scs": {"solvers.scs"},
     "qdldl": {"factorization", "kernels.ordering", "least_squares"},
     "numba": {
-        "kernels.disk",
-        "kernels.elementary",
-        "kernels.lanes",
-        "kernels.numbers",
-        "kernels.passes",
-        "kernels.pipeline",
-        "kernels.units",
+        *("kernels.calls", "kernels.disk", "kernels.elementary", "kernels.lanes", "kernels.lowering", "kernels.numbers", "kernels.passes"),
+        *("kernels.pipeline", "kernels.units"),
     },
     "tqdm": {"solvers.warmup"},
-    "llvmlite": {"kernels.elementary", "kernels.lanes", "kernels.numbers"},
+    "llvmlite": {"kernels.calls", "kernels.elementary", "kernels.lanes", "kernels.lowering", "kernels.numbers"},
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 

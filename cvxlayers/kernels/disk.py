@@ -18,8 +18,15 @@ from numba.extending import overload, register_jitable
 
 from cvxlayers.kernels.pipeline import ENTRY, WITHIN
 
-OPTIONS: dict[str, Any] = {**ENTRY, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, "no_cfunc_wrapper": True}
-INNER: dict[str, Any] = {**OPTIONS, **WITHIN, "no_cpython_wrapper": True, "_nrt": False}
+OPTIONS: dict[str, Any] = {
+    **ENTRY,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz"},
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+}
+INNER: dict[str, Any] = {**OPTIONS, **WITHIN, "no_cpython_wrapper": True}
 
 
 def _stamp() -> str:
@@ -32,15 +39,17 @@ def _stamp() -> str:
 STAMP = _stamp()
 
 
-def compiled(function: Any) -> Any:
+def compiled(function: Any, allocates: bool = False) -> Any:
     """A function for Python and for other kernels, compiled on first use for what it is called with, and kept on disk.
 
-    Where no folder can be written to (neither beside the file nor the user's cache), it is compiled again in every process.
+    It borrows the arrays that it is given; only one that ``allocates`` may make some of its own. Where no folder can be written to (neither
+    beside the file nor the user's cache), it is compiled again in every process.
     """
+    options = {**OPTIONS, "_nrt": allocates}
     try:
-        kernel: Any = njit(cache=True, **OPTIONS)(function)
+        kernel: Any = njit(cache=True, **options)(function)
     except RuntimeError:
-        return njit(**OPTIONS)(function)
+        return njit(**options)(function)
     index = kernel._cache._cache_file
     index._source_stamp = (index._source_stamp, STAMP)
     return kernel
@@ -60,21 +69,21 @@ def inner(function: Any) -> Any:
     return kernel
 
 
-def typed(*signature: Any) -> Any:
+def typed(*signature: Any, allocates: bool = False) -> Any:
     """A decorator, as `compiled` but on first use for that signature and for no other."""
-    return lambda function: Typed(function, signature)
+    return lambda function: Typed(function, signature, allocates)
 
 
 class Typed:
     """A function of one signature; ``kernel`` is numba's, made on first use."""
 
-    def __init__(self, function: Any, signature: tuple[Any, ...]) -> None:
-        self.function, self.signature, self.__doc__ = function, signature, function.__doc__
+    def __init__(self, function: Any, signature: tuple[Any, ...], allocates: bool) -> None:
+        self.function, self.signature, self.allocates, self.__doc__ = function, signature, allocates, function.__doc__
 
     @cached_property
     def kernel(self) -> Any:
         """Compiled, or loaded from disk."""
-        kernel = compiled(self.function)
+        kernel = compiled(self.function, self.allocates)
         kernel.compile(*self.signature)
         kernel.disable_compile()
         return kernel

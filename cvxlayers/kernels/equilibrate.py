@@ -43,7 +43,7 @@ def equilibrate(system: Compiled, values: Compiled, q: Compiled, b: Compiled, D:
                     store(size, i, larger(entry, load(size, i)))
             store(size, k, own)
         for block in range(len(system.blocks)):
-            first, last = system.blocks[block]
+            first, last = system.blocks[block, 0], system.blocks[block, 1]
             top = full(0.0)
             for i in range(first, last):
                 top = larger(load(size, n + i), top)

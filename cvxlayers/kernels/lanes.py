@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
-from numba.np.arrayobj import populate_array
 
 from cvxlayers.kernels.disk import compiled as compiled
 from cvxlayers.kernels.disk import inner as inner
@@ -158,10 +156,14 @@ def sqrt(typing_context: Any, a: Compiled) -> Any:
     return lanes(lanes), lambda context, builder, sig, args: emit(builder, args[0])
 
 
+def _at(context: Any, array: Any, name: str) -> int:
+    """Where a part of an array is among its parts."""
+    return context.data_model_manager[array].get_field_position(name)
+
+
 def address(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    array = context.make_array(sig.args[0])(context, builder, args[0])
     row = context.cast(builder, args[1], sig.args[1], types.intp)
-    start = builder.bitcast(array.data, VECTOR.as_pointer())
+    start = builder.bitcast(builder.extract_value(args[0], _at(context, sig.args[0], "data")), VECTOR.as_pointer())
     return builder.gep(start, [row])
 
 
@@ -193,14 +195,11 @@ def store(typing_context: Any, array: Compiled, row: Compiled, value: Compiled) 
     return types.void(array, row, value), emit
 
 
-def _part(context: Any, builder: Any, kind: Any, array: Any, start: Any, stop: Any) -> Any:
-    make = context.make_array(kind)
-    whole, out = make(context, builder, array), make(context, builder)
-    count, (_, width) = builder.sub(stop, start), cgutils.unpack_tuple(builder, whole.shape)
-    data = builder.gep(whole.data, [builder.mul(start, width)])
-    shape = cgutils.pack_array(builder, (count, width))
-    populate_array(out, data=data, shape=shape, strides=whole.strides, itemsize=whole.itemsize, meminfo=None)
-    return out._getvalue()
+def _part(context: Any, builder: Any, kind: Any, whole: Any, start: Any, stop: Any) -> Any:
+    data, shape = (_at(context, kind, name) for name in ("data", "shape"))
+    place = builder.mul(start, builder.extract_value(whole, (shape, 1)))
+    out = builder.insert_value(whole, builder.gep(builder.extract_value(whole, data), [place]), data)
+    return builder.insert_value(out, builder.sub(stop, start), (shape, 0))
 
 
 @emitted
@@ -222,7 +221,7 @@ def vector(typing_context: Any, memory: Compiled, k: Compiled) -> Any:
     check(numbers)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        first = context.make_array(starts)(context, builder, builder.extract_value(args[0], 1)).data
+        first = builder.extract_value(args[0], (1, _at(context, starts, "data")))
         place = builder.gep(first, [context.cast(builder, args[1], sig.args[1], types.intp)])
         after = builder.gep(place, [context.get_constant(types.intp, 1)])
         return _part(context, builder, numbers, builder.extract_value(args[0], 0), builder.load(place), builder.load(after))

@@ -7,6 +7,8 @@ origin, nu is found again with the score next to the threshold, for what counts 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from cvxlayers.kernels.elementary import exp, log
@@ -131,7 +133,7 @@ def pull(y: np.ndarray, d: np.ndarray, jobs: int = 0) -> np.ndarray:
     return found
 
 
-@compiled
+@partial(compiled, allocates=True)
 def _pull(first: Compiled, last: Compiled, y: Compiled, d: Compiled, found: Compiled) -> None:
     n = y.shape[1]
     for row in range(first, last):

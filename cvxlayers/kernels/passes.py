@@ -227,7 +227,7 @@ def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries,
             out[r, at_linear[k]] = A[r, linear_entries[k]] * sqrt(d[r, linear_rows[k]])
 
 
-@typed(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[PLACE] * 6, OUT))
+@typed(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[PLACE] * 6, OUT), allocates=True)
 def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, positions, out):
     """out at ``positions`` = diag(root) U' A for equal cones: ``vectors`` U (rows, count, size, size), root (rows, count size).
 
