@@ -6,7 +6,7 @@ optimized with everything that it calls, once. Kernels also do without some pass
 (`cvxlayers.kernels.lowering`, `cvxlayers.kernels.calls`); types of calls are found once; and the collector of Python, which would go over
 millions of objects again and again to find little, waits until a kernel is compiled.
 
-ENTRY and WITHIN are the options that say so, for the one and for the other; both are empty with a numba that is newer than TRIED, or has
+ENTRY and WITHIN are the options that say so, for the one and for the other; both are empty with a numba that is older or newer than TRIED, or has
 other names for what is changed here, and then compiles kernels as it does all functions.
 """
 
@@ -135,7 +135,7 @@ class Addresses:
         """Do nothing."""
 
 
-TRIED = (0, 68)
-KNOWN = tuple(numba.version_info.short) <= TRIED and all(hasattr(place, name) for place, names in CHANGED.items() for name in names)
+TRIED = (0, 62), (0, 68)
+KNOWN = TRIED[0] <= tuple(numba.version_info.short) <= TRIED[1] and all(hasattr(place, name) for place, names in CHANGED.items() for name in names)
 ENTRY: dict[str, Any] = {"pipeline_class": Pipeline} if KNOWN else {}
 WITHIN: dict[str, Any] = {"pipeline_class": Within} if KNOWN else {}
