@@ -252,12 +252,12 @@ class KKT:
     @cached_property
     def _systems(self) -> Any:
         """The compiled solver of all rows at once, None where there is none."""
-        ldl = kernels("ldl")
-        if ldl is None:
+        orders = kernels("symbolic")
+        if orders is None:
             return None
-        symbolic = ldl.analyze(self.indices, self.indptr, self._sign)
+        symbolic = orders.analyze(self.indices, self.indptr, self._sign)
         full = self.size**3 / 3  # multiplications for a full matrix, of which rows that leave save more than half
-        if self.size >= SMALL and (np.diff(symbolic.column_starts).astype(float) ** 2).sum() > FULL * full:
+        if self.size >= SMALL and (symbolic.counts.astype(float) ** 2).sum() > FULL * full:
             return kernels("dense").DenseSystems(self.indices, self.indptr, self.pattern.n)
         return kernels("systems").Systems(symbolic)
 

@@ -23,6 +23,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("kernels.pipeline",),
     ("kernels.disk",),
     ("kernels.lanes", "factorization", "compiled", "cones.root"),
+    ("kernels.symbolic",),
     (
         *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.elementary", "kernels.numbers"),
         *("cones.three_dimensional", "kernels.stages"),

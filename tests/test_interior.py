@@ -325,7 +325,7 @@ import numba.core.codegen
 CHANGE
 import numpy as np
 from cvxlayers.kernels import disk, rows
-from cvxlayers.kernels.ldl import analyze
+from cvxlayers.kernels.symbolic import analyze
 symbolic = analyze(np.array([0, 0, 1]), np.array([0, 1, 3]), np.array([1.0, -1.0]))
 z, _ = rows.solve_rows(symbolic, np.array([[2.0, 1.0, -1.0]]), np.array([[3.0, 0.0]]), 1e-8)
 print("pipeline_class" in disk.INNER, "pipeline_class" in disk.OPTIONS, z.tobytes().hex())

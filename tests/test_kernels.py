@@ -12,8 +12,9 @@ import scipy.sparse as sp
 from cvxlayers.kernels import elementary, lanes, ldl, threads
 from cvxlayers.kernels import rows as rows_
 from cvxlayers.kernels.disk import compiled
-from cvxlayers.kernels.ldl import Factors, analyze
+from cvxlayers.kernels.ldl import Factors
 from cvxlayers.kernels.rows import solve_rows
+from cvxlayers.kernels.symbolic import analyze
 
 LANES = lanes.LANES
 factor, solve = compiled(ldl.factor.py_func), compiled(ldl.solve.py_func)  # what is compiled into kernels, as kernels
@@ -49,10 +50,14 @@ def test_the_factors_are_those_of_the_permuted_matrix():
     gather(values, 0, numbers)
     factor(symbolic, numbers, 0.0, 0.0, 0.0, factors)
     size = len(symbolic.permutation)
-    columns = np.repeat(np.arange(size), np.diff(symbolic.column_starts))
+    nodes, ends = symbolic.nodes[:-1], symbolic.nodes[1:]
     for j in range(LANES):
         L = np.eye(size)
-        L[symbolic.column_rows, columns] = factors.lower[:, j]
+        for (first, start, panel, height), (last, stop, end, _) in zip(nodes, ends, strict=True):
+            lines = factors.lower[panel:end, j].reshape(-1, last - first)
+            L[symbolic.rows[start:stop], first:last] = lines[height:]
+            if height > 1:
+                L[first:last, first:last] += np.tril(lines[:height], -1)
         permuted = dense[j][np.ix_(symbolic.permutation, symbolic.permutation)]
         np.testing.assert_allclose((L / factors.inverse[:, j]) @ L.T, permuted, atol=1e-12)
         assert (np.sign(factors.inverse[:, j]) == symbolic.signs).all()
@@ -66,7 +71,8 @@ def test_dense_rows_come_last_but_count():
     K = sp.csc_matrix(sp.triu(sp.block_array([[sp.eye(2 * n + k), A.T], [A, -sp.eye(2 * n + k)]])))
     K.sort_indices()
     symbolic = analyze(K.indices, K.indptr, np.r_[np.ones(2 * n + k), -np.ones(2 * n + k)])
-    assert len(symbolic.column_rows) <= n * (k + 3) + k * k
+    assert symbolic.counts.sum() <= n * (k + 3) + k * k
+    assert len(symbolic.nodes) < 3 * n + n // 4  # the assets stand together
     assert sorted(symbolic.permutation) == list(range(4 * n + 2 * k))
 
 

@@ -13,7 +13,7 @@ from cvxlayers.cones import Exponential, NonNegative, Product, SecondOrder, Zero
 from cvxlayers.conic import ConicLayer
 from cvxlayers.host import Options
 from cvxlayers.kernels.dense import DenseSystems
-from cvxlayers.kernels.ldl import analyze
+from cvxlayers.kernels.symbolic import analyze
 from cvxlayers.kernels.systems import Systems, arranged, period
 from cvxlayers.layer import Layer
 from cvxlayers.products import Products, residuals

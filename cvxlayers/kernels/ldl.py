@@ -2,8 +2,8 @@
 
 K = [[E, B'], [B, -F]] with E, F positive definite is quasi-definite: P K P' = L D L' exists for every permutation P, and the sign of
 every pivot is known beforehand (Vanderbei, "Symmetric quasidefinite matrices", SIAM J. Optim. 1995). So the permutation is chosen once,
-for little fill, by `analyze`, and serves every matrix of the pattern. Each lane is a matrix of its own: no operation crosses lanes, and a
-NaN or an overflow stays in its lane.
+for little fill, by `symbolic.analyze`, and serves every matrix of the pattern. Each lane is a matrix of its own: no operation crosses
+lanes, and a NaN or an overflow stays in its lane.
 
 A matrix is the upper triangle in compressed column order with sorted rows and a full diagonal; its numbers are an array (nnz, LANES).
 `factor` adds ``shift`` times the known sign to every pivot (static regularization, which also makes a semidefinite E or F definite), and
@@ -12,6 +12,7 @@ replaces a pivot whose magnitude falls below ``tiny``, or whose sign is wrong, b
 
 >>> import numpy as np
 >>> from cvxlayers.kernels.rows import solve_rows
+>>> from cvxlayers.kernels.symbolic import analyze
 >>> symbolic = analyze(np.array([0, 0, 1]), np.array([0, 1, 3]), np.array([1.0, -1.0]))  # [[a, b], [b, c]]
 >>> z, error = solve_rows(symbolic, np.array([[2.0, 1.0, -1.0]]), np.array([[3.0, 0.0]]), 1e-8)
 >>> z.round(12).tolist()
@@ -24,202 +25,200 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, inner, larger, load, select, some, store
-from cvxlayers.kernels.ordering import minimum_degree, multiple_minimum_degree
-
-
-class Symbolic(NamedTuple):
-    """What the pattern of K determines; N is its size, position k of the elimination holds row and column ``permutation[k]``.
-
-    ``indices, indptr``: the pattern itself. ``starts, rows, entries``: the strict upper triangle of the permuted matrix by columns, each
-    with the number of its entry in the pattern; ``diagonal`` (N,) the entries of the pivots, ``signs`` (N,) theirs, both in the order of
-    elimination. ``row_starts, row_columns``: L by rows; ``column_starts, column_rows``: L by columns, without its unit diagonal.
-    """
-
-    indices: np.ndarray
-    indptr: np.ndarray
-    permutation: np.ndarray
-    starts: np.ndarray
-    rows: np.ndarray
-    entries: np.ndarray
-    diagonal: np.ndarray
-    signs: np.ndarray
-    row_starts: np.ndarray
-    row_columns: np.ndarray
-    column_starts: np.ndarray
-    column_rows: np.ndarray
+from cvxlayers.kernels.lanes import Compiled, aligned, full, inner, larger, load, select, some, store
+from cvxlayers.kernels.symbolic import WIDEST, Symbolic
 
 
 class Factors(NamedTuple):
-    """The numbers of one factorization and the memory to make it: L (nnz, LANES) by columns, 1/D (N, LANES), work (N, LANES), counts."""
+    """The numbers of one factorization and the memory to make it: L by panels with D on its diagonal, 1/D (N, LANES), work (N, LANES), and
+    some rows of a node times D.
+    """
 
     lower: np.ndarray
     inverse: np.ndarray
     work: np.ndarray
-    filled: np.ndarray
+    scaled: np.ndarray
 
     @staticmethod
     def of(symbolic: Symbolic) -> Factors:
         """Memory for one factorization, used by one thread at a time and as often as it likes."""
         size = len(symbolic.permutation)
-        work = aligned(size)
-        work[:] = 0.0
-        return Factors(aligned(len(symbolic.column_rows)), aligned(size), work, np.zeros(size, dtype=np.intp))
-
-
-def analyze(indices: np.ndarray, indptr: np.ndarray, signs: np.ndarray) -> Symbolic:
-    """Choose the order of elimination and find the pattern of L: upper triangle by columns, signs (N,) of the pivots.
-
-    Raises ValueError where the pattern has unsorted rows, entries below the diagonal or a gap on the diagonal.
-    """
-    indices, indptr, size = np.asarray(indices, dtype=np.intp), np.asarray(indptr, dtype=np.intp), len(indptr) - 1
-    columns = np.repeat(np.arange(size), np.diff(indptr))
-    last = indices[indptr[1:] - 1] if (np.diff(indptr) > 0).all() else np.full(size, -1)
-    if (indices > columns).any() or (np.diff(columns * (size + 1) + indices) <= 0).any() or (last != np.arange(size)).any():
-        raise ValueError("the pattern is not an upper triangle by columns with sorted rows and a full diagonal")
-    signs = np.asarray(signs, dtype=float)
-    permutation, lower = minimum_degree(indices, indptr, signs)
-    matrix = _permuted(indices, columns, permutation)
-    by_rows = lower.tocsr()
-    pattern = tuple(a.astype(np.intp) for a in (by_rows.indptr, by_rows.indices, lower.indptr, lower.indices))
-    other = multiple_minimum_degree(indices, indptr, signs)
-    if other is not None:
-        starts, rows, _ = second = _permuted(indices, columns, other)
-        row_starts, column_starts = np.zeros(size + 1, dtype=np.intp), np.zeros(size + 1, dtype=np.intp)
-        scratch = np.full((3, size), -1, dtype=np.intp)
-        _count_factor(starts, rows, row_starts, column_starts, scratch)
-        if _work(column_starts) < _work(pattern[2]):
-            row_columns, column_rows = np.empty(row_starts[size], dtype=np.intp), np.empty(column_starts[size], dtype=np.intp)
-            _fill_factor(starts, rows, row_starts, row_columns, column_starts, column_rows, scratch)
-            permutation, matrix, pattern = other, second, (row_starts, row_columns, column_starts, column_rows)
-    diagonal = (indptr[1:] - 1)[permutation]
-    return Symbolic(indices, indptr, permutation, *matrix, diagonal, np.ascontiguousarray(signs[permutation]), *pattern)
-
-
-def _permuted(indices: np.ndarray, columns: np.ndarray, permutation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``starts, rows, entries`` of `Symbolic`."""
-    size = len(permutation)
-    position = np.empty(size, dtype=np.intp)
-    position[permutation] = np.arange(size)
-    off = np.flatnonzero(indices != columns)
-    one, two = position[indices[off]], position[columns[off]]
-    low, high = np.minimum(one, two), np.maximum(one, two)
-    order = np.lexsort((low, high))
-    return np.searchsorted(high[order], np.arange(size + 1)).astype(np.intp), low[order], off[order]
-
-
-def _work(column_starts: np.ndarray) -> float:
-    """Multiplications to factor and to solve."""
-    count = np.diff(column_starts).astype(float)
-    return float((count * (count + 3)).sum())
-
-
-@compiled
-def _count_factor(starts: Compiled, rows: Compiled, row_starts: Compiled, column_starts: Compiled, scratch: Compiled) -> None:
-    """Where the rows and columns of L begin: row k is what the elimination tree reaches from the entries of column k."""
-    size = len(starts) - 1
-    for k in range(size):
-        scratch[1, k] = k
-        for p in range(starts[k], starts[k + 1]):
-            i = rows[p]
-            while scratch[1, i] != k:
-                if scratch[0, i] == -1:
-                    scratch[0, i] = k
-                row_starts[k + 1] += 1
-                column_starts[i + 1] += 1
-                scratch[1, i] = k
-                i = scratch[0, i]
-    for k in range(size):
-        row_starts[k + 1] += row_starts[k]
-        column_starts[k + 1] += column_starts[k]
-
-
-@compiled
-def _fill_factor(
-    starts: Compiled, rows: Compiled, row_starts: Compiled, row_columns: Compiled, column_starts: Compiled, column_rows: Compiled,
-    scratch: Compiled,
-) -> None:  # fmt: skip
-    """The pattern of L by rows and by columns, ascending; ``scratch`` holds the elimination tree."""
-    size = len(starts) - 1
-    for k in range(size):
-        scratch[1, k] = -1
-        scratch[2, k] = column_starts[k]
-    for k in range(size):
-        scratch[1, k] = k
-        for p in range(starts[k], starts[k + 1]):
-            i = rows[p]
-            while scratch[1, i] != k:
-                column_rows[scratch[2, i]] = k
-                scratch[2, i] += 1
-                scratch[1, i] = k
-                i = scratch[0, i]
-    for k in range(size):
-        scratch[2, k] = row_starts[k]
-    for i in range(size):
-        for p in range(column_starts[i], column_starts[i + 1]):
-            k = column_rows[p]
-            row_columns[scratch[2, k]] = i
-            scratch[2, k] += 1
+        return Factors(aligned(len(symbolic.sources)), aligned(size), aligned(size), aligned(WIDEST**2))
 
 
 @inner
 def factor(symbolic: Compiled, values: Compiled, shift: Compiled, tiny: Compiled, large: Compiled, factors: Compiled) -> None:
-    """Factor the matrices ``values`` (nnz, LANES), row by row of L (up-looking); the regularizations are those of the module."""
-    starts, rows, entries = symbolic.starts, symbolic.rows, symbolic.entries
-    diagonal, signs = symbolic.diagonal, symbolic.signs
-    row_starts, row_columns, column_starts, column_rows = (
-        symbolic.row_starts,
-        symbolic.row_columns,
-        symbolic.column_starts,
-        symbolic.column_rows,
+    """Factor the matrices ``values`` (nnz, LANES), node by node (left-looking); the regularizations are those of the module."""
+    nodes, rows, sources, updates, targets, lower = (
+        symbolic.nodes,
+        symbolic.rows,
+        symbolic.sources,
+        symbolic.updates,
+        symbolic.targets,
+        factors.lower,
     )
-    lower, inverse, work, filled = factors.lower, factors.inverse, factors.work, factors.filled
-    size = len(diagonal)
-    for k in range(size):
-        filled[k] = column_starts[k]
-    for k in range(size):
-        for p in range(starts[k], starts[k + 1]):
-            store(work, rows[p], load(values, entries[p]))
-        sign = signs[k]
-        pivot = load(values, diagonal[k]) + shift * sign
-        for r in range(row_starts[k], row_starts[k + 1]):
-            i = row_columns[r]
-            w = load(work, i)
-            store(work, i, 0.0)
-            end = filled[i]
-            for p in range(column_starts[i], end):
-                j = column_rows[p]
-                store(work, j, load(work, j) - load(lower, p) * w)
-            quotient = w * load(inverse, i)
-            pivot = pivot - w * quotient
-            store(lower, end, quotient)
-            filled[i] = end + 1
-        pivot = select(pivot * sign <= tiny, large * sign, pivot)
-        store(inverse, k, 1.0 / pivot)
+    for node in range(len(nodes) - 1):
+        first, panel, height = nodes[node, 0], nodes[node, 2], nodes[node, 3]
+        width, end = nodes[node + 1, 0] - first, nodes[node + 1, 2]
+        for p in range(panel, end):
+            if sources[p] < 0:
+                store(lower, p, 0.0)
+            else:
+                store(lower, p, load(values, sources[p]))
+        for u in range(symbolic.update_starts[node], symbolic.update_starts[node + 1]):
+            other, begin, stop, into = updates[u, 0], updates[u, 1], updates[u, 2], updates[u, 3]
+            _update(nodes, rows, targets, lower, factors.scaled, other, begin, stop, into)
+        _eliminate(lower, factors.inverse, symbolic.signs, first, width, panel, height, end, shift, tiny, large)
+
+
+@inner
+def _update(
+    nodes: Compiled, rows: Compiled, targets: Compiled, lower: Compiled, scaled: Compiled, node: Compiled, begin: Compiled, end: Compiled,
+    into: Compiled,
+) -> None:  # fmt: skip
+    """Subtract L D L' of a node from the panel whose columns are its rows begin ... end - 1: two rows by two columns at a time."""
+    start, panel, height = nodes[node, 1], nodes[node, 2], nodes[node, 3]
+    width, count = nodes[node + 1, 0] - nodes[node, 0], nodes[node + 1, 1] - start
+    pivot, below = width + 1 if height > 1 else 1, panel + height * width
+    if width == 1:
+        own = load(lower, panel)
+        for j in range(begin, end):
+            column, quotient = rows[start + j], own * load(lower, below + j)
+            for t in range(j, count):
+                place = targets[into + t] + column
+                store(lower, place, load(lower, place) - load(lower, below + t) * quotient)
+        return
+    for j in range(begin, end):
+        for k in range(width):
+            store(scaled, (j - begin) * width + k, load(lower, below + j * width + k) * load(lower, panel + k * pivot))
+    for t in range(begin, count, 2):
+        more = 1 if t + 1 < count else 0
+        one, two = below + t * width, below + (t + more) * width
+        here, there = targets[into + t], targets[into + t + more]
+        for j in range(begin, min(end, t + 2), 2):
+            beside = 1 if j + 1 < end else 0
+            left, right = (j - begin) * width, (j - begin + beside) * width
+            a, b, c, d = full(0.0), full(0.0), full(0.0), full(0.0)
+            for k in range(width):
+                u, v, x, y = load(lower, one + k), load(lower, two + k), load(scaled, left + k), load(scaled, right + k)
+                a += u * x
+                b += u * y
+                c += v * x
+                d += v * y
+            p, q = rows[start + j], rows[start + j + beside]
+            store(lower, here + p, load(lower, here + p) - a)
+            if beside:
+                store(lower, here + q, load(lower, here + q) - b)
+            if more:
+                store(lower, there + p, load(lower, there + p) - c)
+                if beside:
+                    store(lower, there + q, load(lower, there + q) - d)
+
+
+@inner
+def _eliminate(
+    lower: Compiled, inverse: Compiled, signs: Compiled, first: Compiled, width: Compiled, panel: Compiled, height: Compiled,
+    end: Compiled, shift: Compiled, tiny: Compiled, large: Compiled,
+) -> None:  # fmt: skip
+    """Factor a panel that lacks nothing of what goes before."""
+    coupled = height > 1
+    for k in range(width):
+        line = panel + (k * width if coupled else 0)
+        sign, own = signs[first + k], load(lower, line + k)
+        if coupled:
+            for i in range(k):
+                total = load(lower, line + i)
+                for m in range(i):
+                    total -= load(lower, line + m) * load(lower, panel + i * width + m)
+                store(lower, line + i, total)
+            for i in range(k):
+                total = load(lower, line + i)
+                quotient = total * load(inverse, first + i)
+                own -= total * quotient
+                store(lower, line + i, quotient)
+        own += shift * sign
+        own = select(own * sign <= tiny, large * sign, own)
+        store(lower, line + k, own)
+        store(inverse, first + k, 1.0 / own)
+    for one in range(panel + height * width, end, 2 * width):
+        two = one + width if one + width < end else one
+        if coupled:
+            for i in range(1, width):
+                u, v = load(lower, one + i), load(lower, two + i)
+                for m in range(i):
+                    factor_ = load(lower, panel + i * width + m)
+                    u -= load(lower, one + m) * factor_
+                    v -= load(lower, two + m) * factor_
+                store(lower, one + i, u)
+                store(lower, two + i, v)
+        for i in range(width):
+            u, v = load(lower, one + i) * load(inverse, first + i), load(lower, two + i) * load(inverse, first + i)
+            store(lower, one + i, u)
+            store(lower, two + i, v)
 
 
 @inner
 def solve(symbolic: Compiled, factors: Compiled, z: Compiled) -> None:
     """Solve with the factors in place: z (N, LANES) comes as the right-hand side and leaves as the solution."""
-    permutation, column_starts, column_rows = symbolic.permutation, symbolic.column_starts, symbolic.column_rows
-    lower, inverse, work = factors.lower, factors.inverse, factors.work
-    size = len(permutation)
+    permutation, nodes, rows, lower, inverse, work = (
+        symbolic.permutation,
+        symbolic.nodes,
+        symbolic.rows,
+        factors.lower,
+        factors.inverse,
+        factors.work,
+    )
+    size, last = len(permutation), len(nodes) - 2
     for k in range(size):
         store(work, k, load(z, permutation[k]))
+    for node in range(last + 1):
+        first, start, panel, height = nodes[node, 0], nodes[node, 1], nodes[node, 2], nodes[node, 3]
+        width, count = nodes[node + 1, 0] - first, nodes[node + 1, 1] - start
+        below = panel + height * width
+        if width == 1:
+            own = load(work, first)
+            for t in range(count):
+                store(work, rows[start + t], load(work, rows[start + t]) - load(lower, below + t) * own)
+            continue
+        for k in range(1, width if height > 1 else 0):
+            total = load(work, first + k)
+            for m in range(k):
+                total -= load(lower, panel + k * width + m) * load(work, first + m)
+            store(work, first + k, total)
+        for k in range(0, width, 2):
+            beside = 1 if k + 1 < width else 0
+            u, v = load(work, first + k), load(work, first + k + 1) if beside else full(0.0)
+            for t in range(count):
+                line = below + t * width + k
+                store(work, rows[start + t], load(work, rows[start + t]) - load(lower, line) * u - load(lower, line + beside) * v)
+    for back in range(last + 1):
+        node = last - back
+        first, start, panel, height = nodes[node, 0], nodes[node, 1], nodes[node, 2], nodes[node, 3]
+        width, count = nodes[node + 1, 0] - first, nodes[node + 1, 1] - start
+        below = panel + height * width
+        if width == 1:
+            own = load(work, first) * load(inverse, first)
+            for t in range(count):
+                own -= load(lower, below + t) * load(work, rows[start + t])
+            store(work, first, own)
+            continue
+        for k in range(0, width, 2):
+            beside = 1 if k + 1 < width else 0
+            one, two = first + k, first + k + beside
+            u, v = load(work, one) * load(inverse, one), load(work, two) * load(inverse, two)
+            for t in range(count):
+                line, own = below + t * width + k, load(work, rows[start + t])
+                u -= load(lower, line) * own
+                v -= load(lower, line + beside) * own
+            store(work, one, u)
+            store(work, two, v)
+        for less in range(1, width if height > 1 else 0):
+            k = width - less
+            own = load(work, first + k)
+            for m in range(k):
+                store(work, first + m, load(work, first + m) - load(lower, panel + k * width + m) * own)
     for k in range(size):
-        w = load(work, k)
-        for p in range(column_starts[k], column_starts[k + 1]):
-            j = column_rows[p]
-            store(work, j, load(work, j) - load(lower, p) * w)
-    for back in range(size):
-        k = size - 1 - back
-        w = load(work, k) * load(inverse, k)
-        for p in range(column_starts[k], column_starts[k + 1]):
-            w = w - load(lower, p) * load(work, column_rows[p])
-        store(work, k, w)
-        store(z, permutation[k], w)
-    for k in range(size):
-        store(work, k, 0.0)
+        store(z, permutation[k], load(work, k))
 
 
 @inner

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, inner, store
-from cvxlayers.kernels.ldl import Factors, Symbolic, factor, refine
+from cvxlayers.kernels.ldl import Factors, factor, refine
+from cvxlayers.kernels.symbolic import Symbolic
 from cvxlayers.kernels.threads import run
 
 

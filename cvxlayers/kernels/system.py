@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cvxlayers.kernels.lanes import Compiled, full, inner, load, store
-from cvxlayers.kernels.ldl import Symbolic, analyze
+from cvxlayers.kernels.symbolic import Symbolic, analyze
 
 EXTRA_SIGNS = ([], [1.0], [-1.0, 1.0])
 """The signs of the pivots of a cone's extra columns: none, one for ww' beside a dense block, two for an expansion."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, inner, larger, load, select, some, sqrt, store
-from cvxlayers.kernels.ldl import Factors, Symbolic, factor, norm, refine, residual
+from cvxlayers.kernels.ldl import Factors, factor, norm, refine, residual
+from cvxlayers.kernels.symbolic import Symbolic
 from cvxlayers.kernels.threads import run
 
 SCALINGS, MORE, EVEN = 2, 8, 16.0
@@ -53,7 +54,7 @@ class Systems:
             counts.append(_solve(self.symbolic, blocks[first:last], repeated, values, rhs, shift, most, goal, memory, z, figures))
             self._spare.append(memory)
 
-        small = len(blocks) * (self.nnz + len(self.symbolic.column_rows)) < SMALL
+        small = len(blocks) * (self.nnz + len(self.symbolic.sources)) < SMALL
         run(task, len(blocks), 1 if small else jobs)
         self.factored = sum(counts)
         return z, figures
