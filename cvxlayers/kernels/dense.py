@@ -42,7 +42,7 @@ class DenseSystems:
                 width = -(-self.size // LANES)
                 matrices = tuple(aligned(LANES * width * width) for _ in range(3))
                 vectors = tuple(aligned(width) for _ in range(7))
-                memory = (*matrices, *vectors, np.empty(self.size, dtype=np.int32))
+                memory = (*matrices, *vectors, np.empty(self.size, dtype=np.int32), np.empty(width, dtype=np.int32))
             rows = np.ascontiguousarray(order[first:last])
             counts.append(_solve(self._indices, self._indptr, self.n, rows, repeated, values, rhs, shift, most, goal, memory, z, figures))
             self._spare.append(memory)
@@ -58,7 +58,7 @@ def _solve(
     most: Compiled, goal: Compiled, memory: Compiled, z: Compiled, figures: Compiled,
 ) -> Compiled:  # fmt: skip
     """Solve the rows; how many matrices were factored."""
-    K, U, L, right, scale, found, left, step, largest, inverse, place = memory
+    K, U, L, right, scale, found, left, step, largest, inverse, place, top = memory
     size, factored, live, width, height = len(indptr) - 1, 0, 0, 0, 0.0
     for k in range(len(rows)):
         row = rows[k]
@@ -73,10 +73,10 @@ def _solve(
             for entry in value:
                 entry = abs(entry)
                 height = entry if entry > height or entry != entry else height
-            live = _spread(indices, indptr, n, value, place, K)
+            live = _spread(indices, indptr, n, value, place, top, K)
             width = (live + LANES - 1) // LANES
             _equilibrate(K, live, width, scale, largest)
-            _factor(K, U, L, inverse, live, n, width, shift)
+            _factor(K, U, L, inverse, top, live, n, width, shift)
             factored += 1
         right[:width] = 0.0
         for j in range(size):
@@ -108,8 +108,8 @@ def _solve(
 
 
 @inner
-def _spread(indices: Compiled, indptr: Compiled, n: Compiled, value: Compiled, place: Compiled, K: Compiled) -> Compiled:
-    """Upper triangle of K, rows padded to whole vectors; ``place`` (N,) says where a row went, -1 where it left. The rows that stay."""
+def _spread(indices: Compiled, indptr: Compiled, n: Compiled, value: Compiled, place: Compiled, top: Compiled, K: Compiled) -> Compiled:
+    """Upper triangle of K in whole vectors; ``place`` (N,): where a row went or -1; ``top``: where blocks begin; how many rows stay."""
     size, live = len(indptr) - 1, 0
     for j in range(size):
         stays = j < n or value[indptr[j + 1] - 1] == 0.0
@@ -119,12 +119,13 @@ def _spread(indices: Compiled, indptr: Compiled, n: Compiled, value: Compiled, p
                 break
         place[j] = live if stays else -1
         live += stays
-    width = (live + LANES - 1) // LANES
+    width, flat = (live + LANES - 1) // LANES, K.reshape(-1)
     for i in range(LANES * width * width):
         store(K, i, 0.0)
-    flat = K.reshape(-1)
     for j in range(size):
         if place[j] >= 0:
+            block, start = place[j] // LANES, place[indices[indptr[j]]]
+            top[block] = start if place[j] % LANES == 0 else min(top[block], start)
             for p in range(indptr[j], indptr[j + 1]):
                 flat[place[indices[p]] * width * LANES + place[j]] = value[p]
     return live
@@ -167,11 +168,10 @@ def _equilibrate(K: Compiled, live: Compiled, width: Compiled, scale: Compiled, 
 
 @inner
 def _factor(
-    K: Compiled, U: Compiled, L: Compiled, inverse: Compiled, live: Compiled, n: Compiled, width: Compiled, shift: Compiled
+    K: Compiled, U: Compiled, L: Compiled, inverse: Compiled, top: Compiled, live: Compiled, n: Compiled, width: Compiled, shift: Compiled
 ) -> None:
-    """U = D L' and L' (unit diagonal left out) with 1/D in ``inverse``, of K with its pivots shifted by ``shift`` times their sign."""
-    flat = L.reshape(-1)
-    stride = width * LANES
+    """U = D L' and L' (unit diagonal left out), 1/D in ``inverse``, of K with shifted pivots; K and U have no entries above ``top``."""
+    flat, stride = L.reshape(-1), width * LANES
     for block in range(width):
         first = block * LANES
         for column in range(block, width):
@@ -179,7 +179,7 @@ def _factor(
             at = first * width + column
             a0, a1, a2, a3 = load(K, at), load(K, at + width), load(K, at + 2 * width), load(K, at + 3 * width)
             a4, a5, a6, a7 = load(K, at + 4 * width), load(K, at + 5 * width), load(K, at + 6 * width), load(K, at + 7 * width)
-            for p in range(first):
+            for p in range(max(top[block], top[column]), first):
                 u, q = load(U, p * width + column), p * stride + first
                 a0 = a0 - u * flat[q]
                 a1 = a1 - u * flat[q + 1]

@@ -231,30 +231,28 @@ def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries,
 def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, positions, out):
     """out at ``positions`` = diag(root) U' A for equal cones: ``vectors`` U (rows, count, size, size), root (rows, count size).
 
-    Cone c has the entries entry_starts[c] ... of A, each at (inner, slot) of a dense piece with pair_starts[c + 1] - pair_starts[c]
-    columns; row k of all pieces, cone after cone, goes to positions[k pairs ...].
+    Cone c has the entries entry_starts[c] ... of A, each at (inner, slot) of a piece with pair_starts[c + 1] - pair_starts[c] columns,
+    column by column; row k of all pieces, cone after cone, goes to positions[k pairs ...].
     """
     count, size = vectors.shape[1], vectors.shape[2]
-    pairs, widest = np.intp(pair_starts[count]), 0  # unsigned and signed numbers together would make a float
-    for c in range(count):
-        widest = max(widest, np.intp(pair_starts[c + 1] - pair_starts[c]))
-    piece, turned = np.empty((size, widest)), np.empty(widest)
+    pairs = np.intp(pair_starts[count])  # unsigned and signed numbers together would make a float
+    own, turned = np.empty((size, size)), np.empty(size)
     for r in range(out.shape[0]):
         for c in range(count):
-            width, start = np.intp(pair_starts[c + 1] - pair_starts[c]), np.intp(pair_starts[c])
-            piece[:, :width] = 0.0
-            for e in range(entry_starts[c], entry_starts[c + 1]):
-                piece[inner[e], slot[e]] = A[r, entries[e]]
-            for k in range(size):
-                turned[:width] = 0.0
-                for i in range(size):
-                    factor = vectors[r, c, i, k]
-                    if factor != 0.0:
-                        for j in range(width):
-                            turned[j] += factor * piece[i, j]
-                length = root[r, c * size + k]
-                for j in range(width):
-                    out[r, positions[k * pairs + start + j]] = length * turned[j]
+            e, last, start = np.intp(entry_starts[c]), np.intp(entry_starts[c + 1]), np.intp(pair_starts[c])
+            for i in range(size):
+                for k in range(size):
+                    own[i, k] = vectors[r, c, i, k]
+            for j in range(np.intp(pair_starts[c + 1]) - start):
+                for k in range(size):
+                    turned[k] = 0.0
+                while e < last and slot[e] == j:
+                    factor = A[r, entries[e]]
+                    for k in range(size):
+                        turned[k] += factor * own[inner[e], k]
+                    e += 1
+                for k in range(size):
+                    out[r, positions[k * pairs + start + j]] = root[r, c * size + k] * turned[k]
 
 
 @typed(void(*[VALUES] * 4, *[PLACE] * 4, OUT, OUT))
