@@ -119,7 +119,9 @@ def solve_blocks(
 
             for i in range(m):
                 store(offset, i, load(s, i))
-            dtau, dkappa = direction(system, kkt, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope, harmless)
+            # The predictor says how far to go and which way it bends: where all cones are linear, it is good enough unrefined.
+            few = 0 if so is None and three is None and sd is None else options.refinements
+            dtau, dkappa = direction(system, kkt, memory, options, full(1.0), tau, kappa, r_tau, tau * kappa, slope, few, harmless)
             follow(system, memory, linear, full(1.0), tau, dtau, sd)
             alpha = longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, False, tau, dtau, kappa, dkappa, mu, degree, alpha, three)
@@ -130,7 +132,8 @@ def solve_blocks(
                 store(ds, i, damped * load(ds, i))
             correct(s, z, ds, dz, sigma * mu, offset, work, linear, so, three, sd)
             r_kappa = tau * kappa + damped * dtau * dkappa - sigma * mu
-            dtau, dkappa = direction(system, kkt, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope, harmless)
+            most = options.refinements
+            dtau, dkappa = direction(system, kkt, memory, options, 1.0 - sigma, tau, kappa, r_tau, r_kappa, slope, most, harmless)
             follow(system, memory, linear, 1.0 - sigma, tau, dtau, sd)
             alpha = options.reach * longest(s, z, ds, dz, _longest(tau, dtau, kappa, dkappa), linear, so, three, sd)
             alpha = shorten(s, z, ds, dz, True, tau, dtau, kappa, dkappa, mu, degree, alpha, three)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from cvxlayers.kernels import nonnegative, semidefinite
 from cvxlayers.kernels.cones import center, enter, rescale
 from cvxlayers.kernels.lanes import Compiled, full, inner, load, part, store, vector
-from cvxlayers.kernels.ldl import factor, refine
+from cvxlayers.kernels.ldl import factor, refine, solve
 from cvxlayers.kernels.memory import AX, AZ, CONSTANT, DS, LEFT, OFFSET, PX, RHS, STEP, TRIAL, VALUES, XZ, B, Q, S
 from cvxlayers.kernels.system import dot
 
@@ -68,9 +68,9 @@ def start(
 @inner
 def direction(
     system: Compiled, kkt: Compiled, memory: Compiled, options: Compiled, f: Compiled, tau: Compiled, kappa: Compiled, r_tau: Compiled,
-    r_kappa: Compiled, slope: Compiled, harmless: Compiled,
+    r_kappa: Compiled, slope: Compiled, refinements: Compiled, harmless: Compiled,
 ) -> Compiled:  # fmt: skip
-    """(dx, dz) into ``step``; returns dtau and dkappa. ``slope`` is the denominator of dtau."""
+    """(dx, dz) into ``step``; returns dtau and dkappa. ``slope`` is dtau's denominator, ``refinements`` are the most to do."""
     n, m, rhs, step, fixed = system.n, system.m, vector(memory, RHS), vector(memory, STEP), vector(memory, CONSTANT)
     q, b, s, offset = vector(memory, Q), vector(memory, B), vector(memory, S), vector(memory, OFFSET)
     Px, Az, Ax, left, trial = vector(memory, PX), vector(memory, AZ), vector(memory, AX), vector(memory, LEFT), vector(memory, TRIAL)
@@ -80,7 +80,12 @@ def direction(
         store(rhs, n + i, load(offset, i) - f * (load(Ax, i) + load(s, i) - load(b, i) * tau))
     for k in range(n + m, len(rhs)):
         store(rhs, k, 0.0)
-    refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, step, left, trial, options.refinements, EXACT, harmless)
+    if refinements:
+        refine(kkt[0], vector(memory, VALUES), kkt[1], rhs, step, left, trial, refinements, EXACT, harmless)
+    else:
+        for k in range(len(rhs)):
+            store(step, k, load(rhs, k))
+        solve(kkt[0], kkt[1], step)
     change = f * r_tau - r_kappa / tau + dot(q, part(step, 0, n)) + dot(b, part(step, n, n + m)) + 2.0 * dot(Px, part(step, 0, n)) / tau
     dtau = change / slope
     for k in range(n + m):
