@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("kernels.symbolic",),
     (
         *("kernels.ldl", "kernels.nonnegative", "kernels.second_order", "kernels.small_dense", "kernels.elementary", "kernels.numbers"),
-        *("cones.three_dimensional", "kernels.stages"),
+        *("cones.three_dimensional", "kernels.stages", "kernels.turned"),
     ),
     (
         "kernels.semidefinite",
@@ -102,10 +102,12 @@ OWNERS = {
     "qdldl": {"factorization", "kernels.ordering", "least_squares"},
     "numba": {
         *("kernels.calls", "kernels.disk", "kernels.elementary", "kernels.lanes", "kernels.lowering", "kernels.numbers", "kernels.passes"),
-        *("kernels.pipeline", "kernels.units"),
+        *("kernels.pipeline", "kernels.turned", "kernels.units"),
     },
     "tqdm": {"solvers.warmup"},
-    "llvmlite": {"kernels.calls", "kernels.elementary", "kernels.lanes", "kernels.lowering", "kernels.numbers"},
+    "llvmlite": {
+        *("kernels.calls", "kernels.elementary", "kernels.lanes", "kernels.lowering", "kernels.numbers", "kernels.turned"),
+    },
 }
 ANYWHERE = {"numpy", "scipy", "array_api_compat"}
 

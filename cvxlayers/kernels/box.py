@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, larger, load, select, some, store
-from cvxlayers.kernels.rows import blocks_of, gather, gather_at, scatter
+from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, select, some, store
+from cvxlayers.kernels.rows import blocks_of, gather, gather_at, pieces, scatter
 from cvxlayers.kernels.stages import SINGULAR, congruence, pulled, times
 from cvxlayers.kernels.threads import run
 
@@ -50,7 +50,7 @@ def solve(places: Places, P: np.ndarray, q: np.ndarray, A: np.ndarray, b: np.nda
     sizes += (T * m * (width + 1), T * m, width * width, width, n * width, n, m * m, m * (n + 1), T * width, T * m, b.shape[1], n, 2)
 
     def task(first: int, last: int) -> None:
-        memory = tuple(aligned(size) for size in sizes)
+        memory = pieces(*sizes)
         _blocks(first, last, T, n, m, places.P, places.A, places.upper, places.lower, P, q, A, b, memory, x, y, s, report)
 
     run(task, blocks_of(len(q)), jobs, work=blocks_of(len(q)) * T * 4 * width**3)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, inner, larger, load, select, some, sqrt, store
-from cvxlayers.kernels.rows import blocks_of, gather, gather_at, scatter
+from cvxlayers.kernels.lanes import Compiled, compiled, full, inner, larger, load, select, some, sqrt, store
+from cvxlayers.kernels.rows import blocks_of, gather, gather_at, pieces, scatter
 from cvxlayers.kernels.stages import congruence, pulled, reduce, times
 from cvxlayers.kernels.threads import run
 
@@ -41,7 +41,7 @@ class Held:
         values, rhs = np.ascontiguousarray(values), np.ascontiguousarray(rhs)
 
         def task(first: int, last: int) -> None:
-            memory = tuple(aligned(size) for size in sizes)
+            memory = pieces(*sizes)
             _solve_blocks(first, last, T, n, m, self.places, self.upper, self.lower, values, rhs, memory, z, figures)
 
         run(task, blocks_of(len(rhs)), jobs, work=blocks_of(len(rhs)) * T * 2 * s**3)

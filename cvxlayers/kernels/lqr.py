@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, inner, load, part, select, store
-from cvxlayers.kernels.rows import blocks_of, gather, scatter
+from cvxlayers.kernels.rows import blocks_of, gather, pieces, scatter
 from cvxlayers.kernels.stages import congruence, pulled, reduce, times
 from cvxlayers.kernels.threads import run
 
@@ -43,7 +43,7 @@ def solve(C: np.ndarray, c: np.ndarray, F: np.ndarray, f: np.ndarray, x0: np.nda
     kept = _spare(blocks_of(rows) * stages * (n * n + m * n + m * m + s + n))
 
     def task(first: int, last: int) -> None:
-        memory = tuple(aligned(size) for size in (s * s, s, n * s, n, n * s, m * m, m * s, n, 2))
+        memory = pieces(s * s, s, (stages - 1) * n * s, n, n * s, m * m, m * s, n, 2)
         _solve_blocks(first, last, n, m, C, c, F, f, x0, memory, kept, x, u, told)
 
     run(task, blocks_of(rows), jobs, work=blocks_of(rows) * stages * 2 * s**3)
@@ -67,7 +67,7 @@ def pull(
     F = _flat(F)
 
     def task(first: int, last: int) -> None:
-        memory = tuple(aligned(size) for size in (n * s, s, s, s, s, stages * n, stages * m, n, n, s * s, 2))
+        memory = pieces((stages - 1) * n * s, s, s, s, s, stages * n, stages * m, n, n, s * s, 2)
         _pull_blocks(first, last, n, m, F, kept, memory, x, u, told, C, c, F_bar, f, x0)
 
     run(task, blocks_of(rows), jobs, work=blocks_of(rows) * stages * 8 * s * s)
@@ -123,13 +123,13 @@ def _solve_blocks(
                 for j in range(i, s):
                     store(Q, i * s + j, 0.5 * (load(Q, i * s + j) + load(Q, j * s + i)))
             if t < stages - 1:
-                gather(F[t], block, M)
+                gather(F[t], block, part(M, t * n * s, (t + 1) * n * s))
                 gather(f[t], block, move)
-                congruence(n, s, kept, at + width, M, 0, product, Q)
+                congruence(n, s, kept, at + width, M, t * n * s, product, Q)
                 for i in range(n):
                     store(p, i, load(kept, at + width + tau + s + i))
                 times(kept, at + width, n, n, move, 0, p, 0)
-                pulled(M, 0, n, s, p, 0, q, 0)
+                pulled(M, t * n * s, n, s, p, 0, q, 0)
             good = reduce(n, m, Q, lower, right, kept, at, good)
             _affine(n, m, q, kept, at, kept, at + tau + s, kept, at + tau + n)
         gather(x0, block, p)
@@ -148,11 +148,10 @@ def _solve_blocks(
             scatter(part(kept, at + tau, at + tau + n), block, x[t])
             scatter(part(kept, at + tau + n, at + tau + s), block, u[t])
             if t < stages - 1:
-                gather(F[t], block, M)
                 gather(f[t], block, move)
                 for i in range(n):
                     store(p, i, load(move, i))
-                times(M, 0, n, s, kept, at + tau, p, 0)
+                times(M, t * n * s, n, s, kept, at + tau, p, 0)
         store(report, 0, 0.5 * cost)
         store(report, 1, good)
         scatter(report, block, told)
@@ -193,8 +192,8 @@ def _pull_blocks(
             for i in range(s):
                 store(q, i, select(good, -load(both, i), 0.0))
             if t < stages - 1:
-                gather(F[t], block, M)
-                pulled(M, 0, n, s, v, (t + 1) * n, q, 0)
+                gather(F[t], block, part(M, t * n * s, (t + 1) * n * s))
+                pulled(M, t * n * s, n, s, v, (t + 1) * n, q, 0)
             _affine(n, m, q, kept, at, v, t * n, k, t * m)
         for i in range(n):
             store(both, i, 0.0)
@@ -227,9 +226,8 @@ def _pull_blocks(
                 store(p, i, r * load(kept, at + tau + s + i) - load(e, i))
             scatter(p, block, f_bar[t - 1] if t > 0 else x0_bar[0])
             if t < stages - 1:
-                gather(F[t], block, M)
                 for i in range(n):
                     store(p, i, 0.0)
-                times(M, 0, n, s, both, 0, p, 0)
+                times(M, t * n * s, n, s, both, 0, p, 0)
                 for i in range(n):
                     store(both, i, load(p, i))

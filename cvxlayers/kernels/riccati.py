@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, full, lane, load, store
-from cvxlayers.kernels.rows import blocks_of, gather, scatter
+from cvxlayers.kernels.lanes import LANES, Compiled, compiled, full, lane, load, store
+from cvxlayers.kernels.rows import blocks_of, gather, pieces, scatter
 from cvxlayers.kernels.stages import congruence, pulled, reduce, times
 from cvxlayers.kernels.threads import run
 
@@ -30,7 +30,7 @@ def factor(C: np.ndarray, F: np.ndarray, stages: int, jobs: int = 0) -> tuple[np
     factors, convex = np.empty((stages, rows, n * n + m * n + m * m), dtype=C.dtype), np.empty(rows, dtype=np.bool_)
 
     def task(first: int, last: int) -> None:
-        memory = [aligned(size) for size in (s * s, n * s, n * s, factors.shape[2], m * m, m * s)]
+        memory = pieces(s * s, n * s, n * s, factors.shape[2], m * m, m * s)
         _factor_blocks(first, last, n, m, C, F, *memory, factors, convex)
 
     run(task, blocks_of(rows), jobs, work=blocks_of(rows) * stages * 2 * s**3)
@@ -66,7 +66,7 @@ def solve(F: np.ndarray, factors: np.ndarray, b: np.ndarray, shift: np.ndarray, 
     tau, multipliers = np.empty_like(b, order="C"), np.empty_like(shift, order="C")
 
     def task(first: int, last: int) -> None:
-        memory = [aligned(size) for size in (n * s, factors.shape[2], n, s, len(b) * (s - n), len(b) * n, n, n, s)]
+        memory = pieces(n * s, factors.shape[2], n, s, len(b) * (s - n), len(b) * n, n, n, s)
         _solve_blocks(first, last, n, s - n, F, factors, np.ascontiguousarray(b), np.ascontiguousarray(shift), *memory, tau, multipliers)
 
     run(task, blocks_of(b.shape[1]), jobs, work=blocks_of(b.shape[1]) * len(b) * 8 * s * s)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import numpy as np
 
 from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, inner, store
 from cvxlayers.kernels.ldl import Factors, factor, refine
 from cvxlayers.kernels.symbolic import Symbolic
 from cvxlayers.kernels.threads import run
+from cvxlayers.kernels.turned import turn_in, turn_out
 
 
 @inner
 def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[k, j] = source[LANES * block + j, k]; lanes beyond the last row repeat it. source (rows, entries), target (entries, LANES)."""
     rows, entries = source.shape
+    turned = entries - entries % LANES if LANES * (block + 1) <= rows else 0
+    for k in range(0, turned, LANES):
+        turn_in(source, LANES * block, k, target)
     for j in range(target.shape[1]):  # LANES: a number that the compiler knew would be eight loops
         row = LANES * block + j
         row = row if row < rows else rows - 1
-        for k in range(entries):
+        for k in range(turned, entries):
             target[k, j] = source[row, k]
 
 
@@ -36,15 +42,25 @@ def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compi
 def scatter(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[LANES * block + j, k] = source[k, j] for the rows that exist; source (entries, LANES), target (rows, entries)."""
     rows, entries = target.shape
+    turned = entries - entries % LANES if LANES * (block + 1) <= rows else 0
+    for k in range(0, turned, LANES):
+        turn_out(source, LANES * block, k, target)
     for j in range(source.shape[1]):
         if LANES * block + j < rows:
-            for k in range(entries):
+            for k in range(turned, entries):
                 target[LANES * block + j, k] = source[k, j]
 
 
 def blocks_of(rows: int) -> int:
     """The number of blocks of LANES rows."""
     return -(-rows // LANES)
+
+
+def pieces(*entries: int) -> tuple[np.ndarray, ...]:
+    """As `aligned` for each number of entries, one after the other in one array: making many costs more than small kernels take."""
+    ends = list(accumulate(entries, initial=0))
+    whole = aligned(ends[-1])
+    return tuple(whole[first:last] for first, last in pairwise(ends))
 
 
 def solve_rows(

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cvxlayers.kernels.held import factorize, passes
-from cvxlayers.kernels.lanes import Compiled, aligned, compiled, full, larger, load, part, select, store
-from cvxlayers.kernels.rows import blocks_of, gather, scatter
+from cvxlayers.kernels.lanes import Compiled, compiled, full, larger, load, part, select, store
+from cvxlayers.kernels.rows import blocks_of, gather, pieces, scatter
 from cvxlayers.kernels.threads import run
 
 
@@ -42,7 +42,7 @@ def newton(
     arrays += (nothing if upper is None else upper, nothing if lower is None else lower, v)
 
     def task(first: int, last: int) -> None:
-        memory = tuple(aligned(size) for size in sizes)
+        memory = pieces(*sizes)
         _blocks(first, last, n, m, first_upper, first_lower, arrays, memory, found, y, slack, told)
 
     run(task, blocks_of(B), jobs, work=blocks_of(B) * T * 2 * s**3)
