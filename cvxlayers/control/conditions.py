@@ -32,8 +32,8 @@ class Expansion(NamedTuple):
 
 def values(program: Program, tau: Any) -> Expansion:
     """Values and first derivatives at tau (T, B, s)."""
-    xp, layout = backend_of(tau).verbs.xp, program.layout
-    n, before, x_last = layout.n, tau[:-1], tau[-1:, :, : layout.n]
+    layout, x_last = program.layout, _last(program, tau)
+    n, before = layout.n, tau[:-1]
     if layout.stages == 1:
         f, F = before[..., :n], before[..., :n, None] * before[..., None, :]
     elif isinstance(program.dynamics, Affine):
@@ -42,13 +42,7 @@ def values(program: Program, tau: Any) -> Expansion:
         f, F = jacobian(program.dynamics, before, n)
     g, G = (None, None) if program.constraints is None else jacobian(program.constraints, tau, layout.path)
     h, E = (None, None) if program.terminal_constraints is None else jacobian(program.terminal_constraints, x_last, layout.terminal)
-    if isinstance(program.cost, Quadratic):
-        slope = times(program.cost.C, tau) + program.cost.c
-    else:
-        slope = gradient(program.cost, tau)
-    if program.terminal_cost is not None:
-        slope = xp.concat([slope[:-1], slope[-1:] + wide(gradient(program.terminal_cost, x_last), tau)], axis=0)
-    return Expansion(f, F, slope, None, g, G, h, E)
+    return Expansion(f, F, _cost_slope(program, tau), None, g, G, h, E)
 
 
 def packed(program: Program, at: Expansion) -> tuple[Any, ...]:
@@ -71,57 +65,77 @@ def expand(program: Program, tau: Any, y: Parts, curvature: str, at: Expansion |
 
     ``curvature`` says which Hessian is wanted: that of the "cost", made convex, or that of the "lagrangian" with multipliers y.
     """
-    xp, layout = backend_of(tau).verbs.xp, program.layout
-    n, x_last, exact = layout.n, tau[-1:, :, : layout.n], curvature == "lagrangian"
-    at, H = values(program, tau) if at is None else at, _stage_curvature(program, tau, y, curvature)
-    if program.terminal_cost is not None or (exact and program.terminal_constraints is not None):
-        curve = hessian(lambda x: terminal_lagrangian(program, x, y if exact else {}), x_last)[1]
-        curve = curve if exact else convexified(curve, FLOOR)
-        right = xp.concat([curve, xp.zeros_like(x_last[..., :, None] * tau[-1:, :, None, n:])], axis=-1)
-        block = xp.concat([right, xp.zeros_like(tau[-1:, :, n:, None] * tau[-1:, :, None, :])], axis=-2)
-        H = xp.broadcast_to(H, (layout.stages, *block.shape[1:]))
-        H = xp.concat([H[:-1], H[-1:] + block], axis=0)
+    at, exact, quadratic = values(program, tau) if at is None else at, curvature == "lagrangian", isinstance(program.cost, Quadratic)
+    H = program.cost.C if quadratic else hessian(program.cost, tau)
+    last = [] if program.terminal_cost is None else [hessian(program.terminal_cost, _last(program, tau))]
+    if not exact:
+        H, last = convexified(H, FLOOR, only_where_needed=quadratic), [convexified(part, FLOOR) for part in last]
+    elif program.layout.stages > 1 and not isinstance(program.dynamics, Affine):
+        H = _early(H, hessian(program.dynamics, tau[:-1], -y["dynamics"]))
+    if exact and program.constraints is not None:
+        H = H + hessian(program.constraints, tau, y["constraints"])
+    if exact and program.terminal_constraints is not None:
+        last.append(hessian(program.terminal_constraints, _last(program, tau), y["terminal"]))
+    for part in last:
+        H = _late(H, _widened(part, tau), program.layout.stages)
     return at._replace(H=H)
 
 
-def _stage_curvature(program: Program, tau: Any, y: Parts, curvature: str) -> Any:
-    """The Hessian of the stages that is wanted."""
-    linear = isinstance(program.dynamics, Affine) and program.constraints is None
+def lagrangian_slope(program: Program, tau: Any, y: Parts) -> tuple[Any, dict[str, Any]]:
+    """The gradient (T, B, s) of the Lagrangian's terms with functions of the user's, and b of their rows by groups, A being a constant."""
+    verbs, slope, sides = backend_of(tau).verbs, _cost_slope(program, tau), {}
+    if program.layout.stages > 1:
+        sides["dynamics"], pull = verbs.vjp(program.dynamics, tau[:-1])
+        slope = _early(slope, -pull(y["dynamics"])[0])
+    if program.constraints is not None:
+        g, pull = verbs.vjp(program.constraints, tau)
+        slope, sides["constraints"] = slope + pull(y["constraints"])[0], -g
+    if program.terminal_constraints is not None:
+        h, pull = verbs.vjp(program.terminal_constraints, _last(program, tau))
+        slope, sides["terminal"] = _late(slope, _wide(pull(y["terminal"])[0], tau), program.layout.stages), -h
+    return slope, sides
+
+
+def _cost_slope(program: Program, tau: Any) -> Any:
+    """The gradient of the costs, (T, B, s)."""
     if isinstance(program.cost, Quadratic):
-        H = program.cost.C
-        if curvature == "cost":
-            return convexified(H, FLOOR, only_where_needed=True)
-        return H if linear else H + hessian(lambda tau: lagrangian(program, tau, y, costs=False), tau)[1]
-    if curvature == "cost":
-        return convexified(hessian(program.cost, tau)[1], FLOOR)
-    return hessian(lambda tau: lagrangian(program, tau, y), tau)[1]
+        slope = times(program.cost.C, tau) + program.cost.c
+    else:
+        slope = gradient(program.cost, tau)
+    if program.terminal_cost is None:
+        return slope
+    return _late(slope, _wide(gradient(program.terminal_cost, _last(program, tau)), tau), program.layout.stages)
 
 
-def wide(x: Any, tau: Any) -> Any:
+def _wide(x: Any, tau: Any) -> Any:
     """x (1, B, n) with zeros for the controls."""
     xp = backend_of(x).verbs.xp
     return xp.concat([x, xp.zeros_like(tau[-1:, :, x.shape[-1] :])], axis=-1)
 
 
-def lagrangian(program: Program, tau: Any, y: Parts, costs: bool = True) -> Any:
-    """The terms of the Lagrangian that hold one stage's cost, dynamics and constraints, (..., T, B)."""
-    xp = backend_of(tau).verbs.xp
-    total = program.cost(tau) if costs else xp.sum(tau, axis=-1) * 0
-    if program.layout.stages > 1 and not (isinstance(program.dynamics, Affine) and not costs):
-        moved = -xp.sum(y["dynamics"] * program.dynamics(tau[..., :-1, :, :]), axis=-1)
-        total = total + xp.concat([moved, xp.zeros_like(total[..., :1, :])], axis=-2)
-    if program.constraints is not None:
-        total = total + xp.sum(y["constraints"] * program.constraints(tau), axis=-1)
-    return total
+def _widened(M: Any, tau: Any) -> Any:
+    """M (1, B, n, n) with zeros for the controls."""
+    xp, n = backend_of(M).verbs.xp, M.shape[-1]
+    right = xp.concat([M, xp.zeros_like(M[..., :1] * tau[-1:, :, None, n:])], axis=-1)
+    return xp.concat([right, xp.zeros_like(tau[-1:, :, n:, None] * tau[-1:, :, None, :])], axis=-2)
 
 
-def terminal_lagrangian(program: Program, x: Any, y: Parts) -> Any:
-    """The same of the terminal cost and constraints, (..., 1, B)."""
-    xp = backend_of(x).verbs.xp
-    total = xp.sum(x, axis=-1) * 0 if program.terminal_cost is None else program.terminal_cost(x)
-    if program.terminal_constraints is not None and "terminal" in y:
-        total = total + xp.sum(y["terminal"] * program.terminal_constraints(x), axis=-1)
-    return total
+def _last(program: Program, tau: Any) -> Any:
+    return tau[-1:, :, : program.layout.n]
+
+
+def _early(whole: Any, part: Any) -> Any:
+    """(T or 1, ...) with something added to all stages but the last."""
+    xp = backend_of(part).verbs.xp
+    whole = xp.broadcast_to(whole, (part.shape[0] + 1, *part.shape[1:]))
+    return xp.concat([whole[:-1] + part, whole[-1:]], axis=0)
+
+
+def _late(whole: Any, part: Any, stages: int) -> Any:
+    """(T or 1, ...) with something added to the last stage."""
+    xp = backend_of(part).verbs.xp
+    whole = xp.broadcast_to(whole, (stages, *part.shape[1:]))
+    return xp.concat([whole[:-1], whole[-1:] + part], axis=0)
 
 
 def excess(program: Program, tau: Any, f: Any, g: Any, h: Any) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from cvxlayers.backend import backend_of
 
 def gradient(f: Callable, z: Any) -> Any:
     """The gradient (*rows, k) of f: (*rows, k) -> (*rows,)."""
-    verbs = backend_of(z).verbs
-    value, pull = verbs.vjp(f, z)
-    return pull(verbs.xp.ones_like(value))[0]
+    return _weighed(f, z, None)
 
 
 def jacobian(f: Callable, z: Any, width: int) -> tuple[Any, Any]:
@@ -28,11 +26,18 @@ def jacobian(f: Callable, z: Any, width: int) -> tuple[Any, Any]:
     return values[0], xp.moveaxis(rows, 0, -2)
 
 
-def hessian(f: Callable, z: Any) -> tuple[Any, Any]:
-    """The gradient (*rows, k) and the symmetric Hessian (*rows, k, k) of f: (*rows, k) -> (*rows,)."""
+def hessian(f: Callable, z: Any, weights: Any = None) -> Any:
+    """The symmetric Hessian (*rows, k, k) of <weights, f>, f: (*rows, k) -> (*rows, width) with weights so, or -> (*rows,) for none."""
     xp = backend_of(z).verbs.xp
-    slope, H = jacobian(lambda z: gradient(f, z), z, z.shape[-1])
-    return slope, (H + xp.matrix_transpose(H)) / 2
+    H = jacobian(lambda z: _weighed(f, z, weights), z, z.shape[-1])[1]
+    return (H + xp.matrix_transpose(H)) / 2
+
+
+def _weighed(f: Callable, z: Any, weights: Any) -> Any:
+    """The gradient of <weights, f> at many points z, weights for each or for all of them."""
+    verbs = backend_of(z).verbs
+    value, pull = verbs.vjp(f, z)
+    return pull(verbs.xp.ones_like(value) if weights is None else verbs.xp.broadcast_to(weights, tuple(value.shape)))[0]
 
 
 def convexified(H: Any, floor: float, only_where_needed: bool = False) -> Any:

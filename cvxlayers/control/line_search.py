@@ -14,7 +14,9 @@ from cvxlayers.control import ilqr
 from cvxlayers.control.conditions import Expansion, excess, objective
 from cvxlayers.control.problem import Program
 
-STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # all tried at once; the long ones follow valleys
+WHOLE = (4.0, 2.0, 1.0)  # lengths of the steps tried first; those above one follow valleys
+BENT = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1)  # of the rollouts tried next
+SHORT = (0.5, 0.25, 0.1, 0.03, 0.01, 1e-3)  # of what is tried last
 DECREASE = 1e-4  # share of the merit's slope that a step must gain
 
 
@@ -27,7 +29,9 @@ def may(verbs: Any, rows: Any) -> bool:
 def search(program: Program, at: Expansion, tau: Any, direction: Any, penalty: Any, rows: Any, valley: Any) -> Any:
     """tau (T, B, s) after a step along ``direction`` that lowers the merit, where there is one, else after the shortest.
 
-    ``penalty`` (B,); ``rows`` (B,) that count, ``valley`` (B,) those that may take steps longer than one.
+    A whole step, or a longer one that is better; where that fails, the best rollout of the controls of longer and shorter steps, which
+    bends with the dynamics: on curved ones straight steps would stay short (the Maratos effect); where that fails too, the longest of
+    the short steps. ``penalty`` (B,); ``rows`` (B,) that count, ``valley`` (B,) those that may take whole steps longer than one.
     """
     verbs, layout = backend_of(tau).verbs, program.layout
     xp = verbs.xp
@@ -35,65 +39,61 @@ def search(program: Program, at: Expansion, tau: Any, direction: Any, penalty: A
     violated = _violation(layout, held)
     here = objective(program, tau, held) + penalty * violated
     slope = xp.sum(at.slope * direction, axis=(0, 2)) - penalty * violated
-    lengths = verbs.asarray(np.array(STEPS), tau)
-    trials = tau + lengths[:, None, None, None] * direction
-    n = layout.n
-    trials = xp.concat([trials[..., :n], ilqr.clipped(program, trials[..., n:])], axis=-1)
-    merits = _merit(program, trials, penalty)
-    # rounding of the merit itself is no increase
-    allowed = here + DECREASE * lengths[:, None] * xp.minimum(slope, xp.zeros_like(slope)) + 1e-12 * (1 + xp.abs(here))
-    fine = (merits <= allowed) & ~xp.isnan(merits) & (valley | (lengths[:, None] <= 1))
-    # the longest up to one that is fine, or a longer one that is better; the last where none is fine
-    whole = xp.max(xp.where(fine & (lengths[:, None] <= 1), lengths[:, None], xp.zeros_like(merits)), axis=0)
-    fine = xp.where(fine & ((lengths[:, None] > 1) | (lengths[:, None] == whole)), merits, xp.zeros_like(merits) + np.inf)
-    best = (fine == xp.min(fine, axis=0)) & (fine < np.inf)
-    taken = xp.max(xp.where(best, lengths[:, None], xp.zeros_like(merits)), axis=0)
-    taken = xp.where(taken > 0, taken, xp.zeros_like(taken) + STEPS[-1])
-    stopped = rows & (taken < 1)
-    target = tau + taken[None, :, None] * direction
-    target = xp.concat([target[..., :n], ilqr.clipped(program, target[..., n:])], axis=-1)
+    slope, nothing = xp.minimum(slope, xp.zeros_like(slope)), xp.zeros_like(slope)
+
+    def of(lengths: tuple[float, ...]) -> Any:
+        return verbs.asarray(np.array(lengths)[:, None], tau)
+
+    def straight(lengths: Any) -> Any:
+        moved = tau + lengths[..., None, :, None] * direction
+        return xp.concat([moved[..., : layout.n], ilqr.clipped(program, moved[..., layout.n :])], axis=-1)
+
+    def merits_of(lengths: Any, there: Any, follows: bool = False) -> Any:
+        """Infinite where a step gains too little; rounding of the merit itself is no increase."""
+        merits = _merit(program, there, penalty, follows)
+        return xp.where(merits <= here + DECREASE * lengths * slope + 1e-12 * (1 + xp.abs(here)), merits, nothing + np.inf)
+
+    def longest(lengths: Any, fine: Any) -> Any:
+        return xp.max(xp.where(fine, lengths, nothing), axis=0)
+
+    lengths = of(WHOLE if may(verbs, rows & valley) else WHOLE[-1:])
+    merits = merits_of(lengths, straight(lengths))
+    merits = xp.where(valley | (lengths <= 1), merits, nothing + np.inf)
+    taken = longest(lengths, (merits == xp.min(merits, axis=0)) & (merits < np.inf))
+    stopped = rows & (taken == 0)
+    if not may(verbs, stopped):
+        return straight(xp.where(taken > 0, taken, nothing + SHORT[-1]))
+    lengths = of(BENT)
+    rolled = ilqr.rollout(program, straight(lengths)[..., layout.n :])
+    merits = merits_of(lengths, rolled, follows=True)
+    bent = xp.where(stopped, longest(lengths, (merits == xp.min(merits, axis=0)) & (merits < np.inf)), nothing)
+    moved = xp.sum(xp.where((lengths == bent)[:, None, :, None], rolled, xp.zeros_like(rolled)), axis=0)
+    stopped = stopped & (bent == 0)
     if may(verbs, stopped):
-        reached = xp.min(xp.where(lengths[:, None] == taken, merits, merits * 0 + np.inf), axis=0)
-        target = _bent(program, trials, penalty, allowed, xp.where(stopped, reached, reached - np.inf), target)
-    return target
+        lengths = of(SHORT)
+        taken = xp.where(stopped, longest(lengths, merits_of(lengths, straight(lengths)) < np.inf), taken)
+    return xp.where((bent > 0)[None, :, None], moved, straight(xp.where(taken > 0, taken, nothing + SHORT[-1])))
 
 
-def _bent(program: Program, trials: Any, penalty: Any, allowed: Any, reached: Any, target: Any) -> Any:
-    """``target``, or where its merit is below ``reached`` the best rollout of the trials' controls, which bends with the dynamics.
-
-    On curved dynamics straight steps would otherwise stay short (the Maratos effect).
-    """
-    xp = backend_of(trials).verbs.xp
-    rolled = ilqr.rollout(program, ilqr.clipped(program, trials[..., program.layout.n :]))
-    merits = _merit(program, rolled, penalty)
-    merits = xp.where((merits <= allowed) & ~xp.isnan(merits), merits, xp.zeros_like(merits) + np.inf)
-    least = xp.min(merits, axis=0)
-    first = (merits == least) & (least < reached)
-    weights = xp.where(first, xp.ones_like(merits), xp.zeros_like(merits))
-    weights = weights / xp.maximum(xp.sum(weights, axis=0), xp.ones_like(least))  # of equal ones the mean, which is each of them
-    chosen = weights[:, None, :, None]
-    moved = xp.sum(xp.where(chosen > 0, chosen * rolled, xp.zeros_like(rolled)), axis=0)
-    return xp.where((least < reached)[None, :, None], moved, target)
-
-
-def _merit(program: Program, tau: Any, penalty: Any) -> Any:
+def _merit(program: Program, tau: Any, penalty: Any, follows: bool) -> Any:
+    """The merit (..., B) of tau (..., T, B, s) with controls within their bounds, which ``follows`` the dynamics or does not."""
     layout = program.layout
     n, before = layout.n, tau[..., :-1, :, :]
-    f = program.dynamics(before) if layout.stages > 1 else None
+    f = tau[..., 1:, :, :n] if follows else program.dynamics(before) if layout.stages > 1 else None
     g = None if program.constraints is None else program.constraints(tau)
     h = None if program.terminal_constraints is None else program.terminal_constraints(tau[..., -1:, :, :n])
-    held = {name: value for name, value in excess(program, tau, f, g, h).items() if name not in ("u_upper", "u_lower")}  # clipped
+    satisfied = {"u_upper", "u_lower", *(("initial", "dynamics") if follows else ())}
+    held = {name: value for name, value in excess(program, tau, f, g, h).items() if name not in satisfied}
     return objective(program, tau, held) + penalty * _violation(layout, held)
 
 
 def _violation(layout: Any, held: Any) -> Any:
     """The l1 norm of what is violated, (..., B); soft constraints are paid for in the objective."""
-    total = None
+    total = 0.0
     for name, value in held.items():
         if layout.soft is not None and name in ("constraints", "terminal"):
             continue
         xp = backend_of(value).verbs.xp
         over = xp.abs(value) if name in ("initial", "dynamics") else xp.maximum(value, xp.zeros_like(value))
-        part = xp.sum(over, axis=(-1, -3))
-        total = part if total is None else total + part
+        total = total + xp.sum(over, axis=(-1, -3))
     return total

@@ -12,7 +12,6 @@ import numpy as np
 from cvxlayers.backend import backend_of
 from cvxlayers.control import conditions, curvature, ilqr, sqp
 from cvxlayers.control.direct import Direct
-from cvxlayers.control.expand import gradient
 from cvxlayers.control.line_search import may
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
@@ -111,9 +110,8 @@ class MPC:
         resolution = backend_of(x0).resolution(x0)
         maps, tol = _maps(program.layout, resolution), options.tolerance(resolution)
         if program.linear_quadratic:
-            data = maps.transcription.program(
-                program.cost.C, program.cost.c, program.dynamics.F, None, None, _sides(program), program.weights
-            )
+            sides = {"initial": program.x0, **conditions.limits(program), "dynamics": program.dynamics.f}
+            data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, sides, program.weights)
             (w, y, s), told = verbs.call(maps.solve, *data, on_failure="nan", return_info=True)
             failure = sqp.failure_of(w, told.status)
             if isinstance(maps.solve.conic.solver, Staged) and not may(verbs, failure > 0):
@@ -163,10 +161,7 @@ class MPC:
         """(w, y, s) with their derivatives: only the gradient of the Lagrangian and the constraints' values depend on what is given."""
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
         xp, tau, parts = verbs.xp, transcription.stages_of(w), transcription.parted(y)
-        slope = gradient(lambda tau: conditions.lagrangian(program, tau, parts), tau)
-        if program.terminal_cost is not None or program.terminal_constraints is not None:
-            last = gradient(lambda x: conditions.terminal_lagrangian(program, x, parts), tau[-1:, :, : layout.n])
-            slope = xp.concat([slope[:-1], slope[-1:] + conditions.wide(last, tau)], axis=0)
+        slope, sides = conditions.lagrangian_slope(program, tau, parts)
         if layout.slew == "quadratic" and layout.stages > 1:
             slope = slope + conditions.slew_slope(program, tau)
         q = xp.reshape(xp.moveaxis(slope, 0, 1), (tau.shape[1], layout.stages * (layout.n + layout.m)))
@@ -174,7 +169,8 @@ class MPC:
             slack = w[:, q.shape[-1] :]
             weight = transcription.slack_weights(program.weights["soft"])
             q = xp.concat([q, xp.zeros_like(slack) + (weight if layout.soft == "l1" else weight * slack)], axis=-1)
-        return verbs.call(maps.solved, P, q, A, transcription.sides(_sides(program, tau)), w, y, s)
+        sides = {"initial": program.x0, **conditions.limits(program), **sides}
+        return verbs.call(maps.solved, P, q, A, transcription.sides(sides), w, y, s)
 
     def _report(
         self,
@@ -226,20 +222,6 @@ class MPC:
         cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in rows)
         x, u = (xp.reshape(a, (T, *batch, a.shape[-1])) for a in (tau[..., :n], tau[..., n:]))
         return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
-
-
-def _sides(program: Program, tau: Any = None) -> dict[str, Any]:
-    """b by groups: of a linear problem, or at tau with the derivatives it has where A is a constant."""
-    found = {"initial": program.x0, **conditions.limits(program)}
-    if tau is None:
-        return {**found, "dynamics": program.dynamics.f}
-    if program.layout.stages > 1:
-        found["dynamics"] = program.dynamics(tau[:-1])
-    if program.constraints is not None:
-        found["constraints"] = -program.constraints(tau)
-    if program.terminal_constraints is not None:
-        found["terminal"] = -program.terminal_constraints(tau[-1:, :, : program.layout.n])
-    return found
 
 
 @lru_cache(maxsize=64)

@@ -90,7 +90,7 @@ def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int
     def iterate(point: Point) -> Point:
         open_rows = (point.violation > tol) & (point.failure < 0.5)
         found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
-        return _advanced(verbs.xp, point, [(open_rows, found)])
+        return _advanced(verbs, point, [(open_rows, found)])
 
     point = start(program, maps, tau)
     if verbs.known(point.violation) is None:  # compiled once, not max_iter times
@@ -120,10 +120,12 @@ def variables(program: Program, maps: Maps, point: Point) -> Any:
     return flat(maps.transcription, point.tau, unpacked(program, point.values), program, parts)
 
 
-def _advanced(xp: Any, point: Point, moves: list[tuple[Any, Point]]) -> Point:
+def _advanced(verbs: Any, point: Point, moves: list[tuple[Any, Point]]) -> Point:
     """The point with rows replaced by those of other points, one more step counted where a mask is true."""
-    steps = point.iterations
+    xp, steps = verbs.xp, point.iterations
     for mask, other in moves:
+        if not may(verbs, mask):
+            continue
         arrays = [xp.where(_like(mask, new), new, old) for new, old in zip(other[:-1], point[:-1], strict=True)]
         pairs = zip(other.values, point.values, strict=True)
         point = Point(*arrays, values=tuple(xp.where(_like(mask, new), new, old) for new, old in pairs))
@@ -167,9 +169,9 @@ def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, sh
             found = _searched(program, maps, point, turn, exact)
         if shooting:
             rolled = _rolled(program, maps, point, exact)
-            return _advanced(xp, point, [(gained, moved), (turn, found), (rest & ~turn, rolled)])
+            return _advanced(verbs, point, [(gained, moved), (turn, found), (rest & ~turn, rolled)])
 
-    return _advanced(xp, point, [(gained, moved), (rest, found)])
+    return _advanced(verbs, point, [(gained, moved), (rest, found)])
 
 
 def measured(program: Program, maps: Maps, point: Point, tau: Any, y: Any) -> Point:

@@ -62,13 +62,16 @@ def _mapped_first(arrays: Sequence[Tensor], dims: Sequence[Any], ranks: Sequence
 
 
 def _vjp(f: Any, x: Tensor) -> Any:
-    """`torch.func.vjp`; without its levels where no transform is at work and it is known what must not be differentiated again."""
+    """`torch.func.vjp`; without its levels where no transform is at work and it is known what must not be differentiated again.
+
+    There x lies in memory entry by entry: functions take rows apart, and what they take is then contiguous.
+    """
     again = torch.is_grad_enabled() and x.requires_grad
     plain = type(x) in (Tensor, torch.nn.Parameter) and not nested() and not torch.compiler.is_compiling()
     if not plain or not (again or IN_CONSTANT.get()):
         return torch.func.vjp(f, x)
     with torch.enable_grad():
-        z = x.view_as(x) if again else x.detach().requires_grad_()
+        z = x.view_as(x) if again else x.detach().movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_()
         value = f(z)
 
     def pull(g: Tensor) -> tuple[Tensor, ...]:
