@@ -253,17 +253,20 @@ def test_weakly_active_bounds_are_told(backend: str) -> None:
         TABLE[backend](lambda x0: (limited(x0).u,), [np.ones((1, 1))], [np.ones((4, 1, 1))])
 
 
-@pytest.mark.parametrize("hessian", ["gauss_newton", "exact"])
-@pytest.mark.parametrize("method", ["sqp", "ilqr"])
-def test_every_method_finds_the_plan(torch: Any, method: str, hessian: str) -> None:
-    x, u, cost = reference()[0]
-    values = [torch.tensor(v, requires_grad=True) for v in VALUES]
-    found = controlled(*values, method=method, hessian=hessian, max_iter=100)
-    for got, want in zip(found, (x, u, cost), strict=True):
-        np.testing.assert_allclose(got.detach(), want, rtol=0, atol=1e-6)
-    gradients = torch.autograd.grad(found, values, [torch.tensor(g) for g in COTANGENTS])
+METHODS = [(method, hessian) for method in ("sqp", "ilqr") for hessian in ("gauss_newton", "exact")]
+METHODS_OF = [(name, *case) for name in requested() for case in (METHODS if name == "torch" else METHODS[1:3])]
+
+
+@pytest.mark.parametrize(("backend", "method", "hessian"), METHODS_OF)
+def test_every_method_finds_the_plan(backend: str, method: str, hessian: str) -> None:
+    def call(*values: Any) -> tuple[Any, Any, Any]:
+        return controlled(*values, method=method, hessian=hessian, max_iter=100)
+
+    found, gradients = TABLE[backend](compiled(backend, call), VALUES, COTANGENTS)
+    for got, want in zip(found, reference()[0], strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
     for gradient, direction, slope in zip(gradients, directions(), reference()[1], strict=True):
-        assert abs(float((gradient * torch.tensor(direction)).sum()) - slope) <= 1e-5 * abs(slope)
+        assert abs(float((gradient * direction).sum()) - slope) <= 1e-5 * abs(slope)
 
 
 @functools.cache
@@ -384,15 +387,20 @@ def test_a_quadrotor_avoids_an_obstacle(backend: str) -> None:
     np.testing.assert_allclose(cost, found.fun, rtol=1e-5)
 
 
-def test_warm_starts_and_single_steps(torch: Any) -> None:
+@every_backend
+def test_warm_starts_and_single_steps(backend: str) -> None:
     mpc = MPC(pendulum, upright, horizon=T, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0)
-    x0, params = torch.tensor(starts(4)), torch.tensor([1.0, 1.1, 0.9], dtype=torch.float64)
-    plan = mpc(x0, params)
-    cold, warm = mpc(plan.x[1], params), mpc(plan.x[1], params, warm_start=plan)
-    torch.testing.assert_close(warm.u, cold.u, rtol=0, atol=1e-6)
-    assert (warm.info.iterations <= cold.info.iterations).all()
-    step = mpc(plan.x[1], params, warm_start=plan, rti=True)
-    assert (step.info.iterations == 1).all() and (step.u - cold.u).abs().max() < 0.5
+    with double(backend):
+        x0, params = (tensor(backend, value, "float64") for value in (starts(4), VALUES[1]))
+        plan = mpc(x0, params)
+        cold, warm = mpc(plan.x[1], params), mpc(plan.x[1], params, warm_start=plan)
+        step = mpc(plan.x[1], params, warm_start=plan, rti=True)
+    (cold_u, cold_steps), (warm_u, warm_steps), (step_u, step_steps) = (
+        (np.asarray(found.u), np.asarray(found.info.iterations)) for found in (cold, warm, step)
+    )
+    np.testing.assert_allclose(warm_u, cold_u, rtol=0, atol=1e-6)
+    assert (warm_steps <= cold_steps).all()
+    assert (step_steps == 1).all() and np.abs(step_u - cold_u).max() < 0.5
 
 
 def test_progress_is_told(torch: Any, caplog: pytest.LogCaptureFixture) -> None:
