@@ -70,6 +70,12 @@ def _grid(rows: Index, columns: Index) -> tuple[Index, Index]:
     return r.ravel(), c.ravel()
 
 
+def _upper(n: int) -> tuple[Index, Index]:
+    """All entries of the upper triangle of a dense block, column by column."""
+    columns, rows = np.tril_indices(n)
+    return rows, columns
+
+
 def _join(*parts: tuple[Index, Index]) -> tuple[Index, Index]:
     rows, columns = zip(*parts, strict=True)
     return np.concatenate(rows), np.concatenate(columns)
@@ -86,14 +92,14 @@ def _rows(like: Tensor, *values: Tensor | np.ndarray) -> Tensor:
 
 
 def optnet(n: int, inequalities: int, equalities: int) -> ConeForm:
-    upper, m = np.triu_indices(n), inequalities + equalities
+    m = inequalities + equalities
 
     def values(given: dict[str, Tensor], triangle: Triangle = upper_triangle) -> Values:
         stacked = torch.cat([given["A"], given["G"]], dim=1).flatten(1)
         return triangle(given["Q"]), given["p"], stacked, torch.cat([given["b"], given["h"]], dim=1)
 
     A = _grid(np.arange(m), np.arange(n))
-    return ConeForm(n, m, ("Q", "p", "G", "h", "A", "b"), upper, A, values, _first, zero=equalities, nonnegative=inequalities)
+    return ConeForm(n, m, ("Q", "p", "G", "h", "A", "b"), _upper(n), A, values, _first, zero=equalities, nonnegative=inequalities)
 
 
 def simplex(n: int) -> ConeForm:
@@ -107,14 +113,14 @@ def simplex(n: int) -> ConeForm:
 
 
 def box(n: int, m: int) -> ConeForm:
-    i, upper = np.arange(n), np.triu_indices(n)
+    i = np.arange(n)
 
     def values(given: dict[str, Tensor], triangle: Triangle = upper_triangle) -> Values:
         A, b = given["A"], given["b"]
-        P, q = 2 * A.mT @ A, -2 * (A.mT @ b[..., None])[..., 0]
-        return triangle(P), q, _rows(A, np.ones(n), -np.ones(n)), _rows(A, np.ones(2 * n))
+        P, q = triangle(A.mT @ A), (b[..., None, :] @ A)[..., 0, :]
+        return 2 * P, -2 * q, _rows(A, np.ones(n), -np.ones(n)), _rows(A, np.ones(2 * n))
 
-    return ConeForm(n, 2 * n, ("A", "b"), upper, _join((i, i), (n + i, i)), values, _first, nonnegative=2 * n)
+    return ConeForm(n, 2 * n, ("A", "b"), _upper(n), _join((i, i), (n + i, i)), values, _first, nonnegative=2 * n)
 
 
 def factor(n: int, k: int) -> ConeForm:
@@ -205,7 +211,7 @@ def lqr(n_state: int, n_ctrl: int, horizon: int) -> ConeForm:
     """As `mpc` without bounds, all of C, c, F, f for each step; parameters and answer have time before the batch."""
     s, size = n_state, n_state + n_ctrl
     n, steps = size * horizon, np.arange(horizon)
-    upper = np.triu_indices(size)
+    upper = _upper(size)
     P = _join(*((size * t + upper[0], size * t + upper[1]) for t in steps))
     moves = _join(*(_grid(s * (t + 1) + np.arange(s), size * t + np.arange(size)) for t in steps[:-1]))
     arrivals = _join(*((s * t + np.arange(s), size * t + np.arange(s)) for t in steps))

@@ -29,7 +29,7 @@ def take(values: Tensor, order: Tensor) -> Tensor:
 
 
 def upper_triangle(matrices: Tensor) -> Tensor:
-    """(batch, n, n) -> (batch, n (n + 1) / 2), row by row."""
+    """(batch, n, n) -> (batch, n (n + 1) / 2), column by column."""
     n = matrices.shape[-1]
-    rows, columns = np.triu_indices(n)
+    columns, rows = np.tril_indices(n)
     return take(matrices.reshape(-1, n * n), torch.from_numpy(rows * n + columns))
