@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.cones import Derivative
-from cvxlayers.kkt import KKT, TRUSTED, Solved
+from cvxlayers.kkt import KKT, TRUSTED
 from cvxlayers.program import ConeProgram, Solution, join, take
 from cvxlayers.units import apart, in_units, units
 
@@ -55,13 +55,15 @@ class Certificate:
         return self.margin <= KINK
 
 
-def vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
-    """Pull cotangents of (x, y, s) back to (P, q, A, b).
+def vjp(
+    kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[ConeProgram, Certificate]:
+    """Pull cotangents of (x, y, s), of which that of s may be None for zero, back to (P, q, A, b).
 
     All arrays are NumPy float64 with one batch axis; the solution satisfies the optimality conditions. The cotangent of P is that of
-    its stored upper triangle: off-diagonal entries collect both symmetric halves.
+    its stored upper triangle: off-diagonal entries collect both symmetric halves. Those of P and of A are None where not ``wanted``.
     """
-    return _by_chunks(partial(_balanced, _vjp), kkt, program, solution, cotangent)
+    return _by_chunks(partial(_balanced, partial(_vjp, wanted=wanted)), kkt, program, solution, cotangent)
 
 
 def jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
@@ -106,10 +108,10 @@ def newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float = RE
 
 def _by_chunks(rule: Any, kkt: KKT, *records: Any) -> Any:
     """The records that ``rule`` returns, chunk by chunk of the rows."""
-    chunks = kkt.chunks(len(records[0].q))
-    if len(chunks) == 1:
+    rows, step = len(records[0].q), kkt.chunk
+    if rows <= step:
         return rule(kkt, *records)
-    parts = [rule(kkt, *(take(record, rows) for record in records)) for rows in chunks]
+    parts = [rule(kkt, *(take(record, slice(i, i + step)) for record in records)) for i in range(0, rows, step)]
     return tuple(join(list(each)) for each in zip(*parts, strict=True))
 
 
@@ -139,83 +141,90 @@ def _in_doubt(kkt: KKT, program: ConeProgram, solution: Solution, certificate: C
     if e is None:
         return certificate
     margin = certificate.margin.copy()
-    margin[rows] = _linearize(kkt, in_units(kkt.products, there, e))[1]
+    there = in_units(kkt.products, there, e)
+    margin[rows] = _linearize(kkt, there.y - there.s)[1]
     return replace(certificate, margin=margin)
 
 
-def _vjp(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
-    derivative, margin = _linearize(kkt, solution)
-    top = cotangent.x - kkt.products.AT(program.A, cotangent.s)
-    solved, u, w = _solve(kkt, program, derivative, top, cotangent.y)
-    w = w + cotangent.s
-    return _outer(kkt, solution.x, solution.y, u, w), Certificate(solved.residual, solved.fallback, margin)
+def _vjp(
+    kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, wanted: tuple[bool, bool]
+) -> tuple[ConeProgram, Certificate]:
+    certificate, u, w = _pulled(kkt, program, solution, cotangent)
+    return _outer(kkt, solution.x, solution.y, u, w, wanted), certificate
+
+
+def _pulled(kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[Certificate, np.ndarray, np.ndarray]:
+    """u and w of a cotangent."""
+    if cotangent.s is None:
+        return _solve(kkt, program, solution, cotangent.x, cotangent.y)
+    certificate, u, w = _solve(kkt, program, solution, cotangent.x - kkt.products.AT(program.A, cotangent.s), cotangent.y)
+    return certificate, u, w + cotangent.s
 
 
 def _jvp(kkt: KKT, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
     products, x, y = kkt.products, solution.x, solution.y
-    derivative, margin = _linearize(kkt, solution)
     top = -(products.P(tangent.P, x) + products.AT(tangent.A, y) + tangent.q)
     bottom = tangent.b - products.A(tangent.A, x)
-    solved, dx, dy = _solve(kkt, program, derivative, top, bottom)
-    ds = bottom - products.A(program.A, dx)
-    return Solution(dx, dy, ds), Certificate(solved.residual, solved.fallback, margin)
+    certificate, dx, dy = _solve(kkt, program, solution, top, bottom)
+    return Solution(dx, dy, bottom - products.A(program.A, dx)), certificate
 
 
 def _newton(kkt: KKT, program: ConeProgram, solution: Solution, reach: float, far: float) -> tuple[Solution]:
     products, x, y, s = kkt.products, solution.x, solution.y, solution.s
-    derivative = kkt.dual_cone.derivative(y - s) if not kkt.products.linear else _linearize(kkt, solution)[0]
     dual_residual = products.P(program.P, x) + program.q + products.AT(program.A, y)
     primal_residual = products.A(program.A, x) + s - program.b
     v = y - s
     most = reach * (1 + np.max(abs(v), axis=1, initial=0.0))
     each = None
     if far:
+        derivative = kkt.dual_cone.derivative(v)
         each = far * abs(np.concatenate([x, np.sqrt(derivative.values) * derivative.rotate(v, transpose=True)], axis=1))
-    _, dx, dy = _solve(kkt, program, derivative, -dual_residual, -primal_residual, (most, each))
+    _, dx, dy = _solve(kkt, program, solution, -dual_residual, -primal_residual, (most, each))
     v = v + dy + primal_residual + products.A(program.A, dx)
     y = kkt.dual_cone.project(v)
     return (Solution(x + dx, y, y - v, solution.status, solution.iterations),)
 
 
 def _second_jvp(kkt: KKT, program: ConeProgram, solution: Solution, one: ConeProgram, two: ConeProgram) -> tuple[Solution, Certificate]:
-    products, (derivative, margin) = kkt.products, _linearize(kkt, solution)
+    products = kkt.products
     (first, below), (other, beside) = _jvp(kkt, program, solution, one), _jvp(kkt, program, solution, two)
     c = kkt.dual_cone.second(solution.y - solution.s, first.y - first.s, other.y - other.s)
     bottom = -(products.A(one.A, other.x) + products.A(two.A, first.x) + c)
     top = products.P(one.P, other.x) + products.P(two.P, first.x) + products.AT(one.A, other.y) + products.AT(two.A, first.y)
-    solved, ddx, ddy = _solve(kkt, program, derivative, -(top + products.AT(program.A, c)), bottom)
-    return Solution(ddx, ddy + c, bottom - products.A(program.A, ddx) + c), _worst(margin, solved, below, beside)
+    certificate, ddx, ddy = _solve(kkt, program, solution, -(top + products.AT(program.A, c)), bottom)
+    return Solution(ddx, ddy + c, bottom - products.A(program.A, ddx) + c), _worst(certificate, below, beside)
 
 
 def _second_vjp(
     kkt: KKT, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram
 ) -> tuple[ConeProgram, Certificate]:
-    products, (derivative, margin) = kkt.products, _linearize(kkt, solution)
-    pulled, u, w = _solve(kkt, program, derivative, cotangent.x - products.AT(program.A, cotangent.s), cotangent.y)
-    w = w + cotangent.s
+    products = kkt.products
+    pulled, u, w = _pulled(kkt, program, solution, cotangent)
     moved, below = _jvp(kkt, program, solution, tangent)
-    inner = cotangent.y + cotangent.s - products.A(program.A, u) - w
+    given = cotangent.y if cotangent.s is None else cotangent.y + cotangent.s
+    inner = given - products.A(program.A, u) - w
     c = kkt.dual_cone.second(solution.y - solution.s, moved.y - moved.s, inner)
     top = products.AT(program.A, c) - products.P(tangent.P, u) - products.AT(tangent.A, w)
-    solved, du, dw = _solve(kkt, program, derivative, top, c - products.A(tangent.A, u))
+    certificate, du, dw = _solve(kkt, program, solution, top, c - products.A(tangent.A, u))
     one = _outer(kkt, solution.x, solution.y, du, dw - c)
     two = _outer(kkt, moved.x, moved.y, u, w)
-    return ConeProgram(one.P + two.P, one.q, one.A + two.A, one.b), _worst(margin, solved, pulled, below)
+    return ConeProgram(one.P + two.P, one.q, one.A + two.A, one.b), _worst(certificate, pulled, below)
 
 
-def _worst(margin: np.ndarray, *solves: Solved | Certificate) -> Certificate:
-    """The certificate of a derivative that took several linear solves."""
-    residual = np.max([solve.residual for solve in solves], axis=0)
-    return Certificate(residual, np.any([solve.fallback for solve in solves], axis=0), margin)
+def _worst(*certificates: Certificate) -> Certificate:
+    """The certificate of a derivative that took several linear solves at one point."""
+    residual = np.max([each.residual for each in certificates], axis=0)
+    return Certificate(residual, np.any([each.fallback for each in certificates], axis=0), certificates[0].margin)
 
 
-def _outer(kkt: KKT, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray) -> ConeProgram:
-    """dP = -(u x' + x u')/2, dq = -u, dA = -(y u' + w x'), db = w, on the stored entries."""
+def _outer(kkt: KKT, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray, wanted: tuple[bool, bool] = (True, True)) -> ConeProgram:
+    """dP = -(u x' + x u')/2, dq = -u, dA = -(y u' + w x'), db = w, on the stored entries; dP and dA None where not ``wanted``."""
     pattern, passes = kkt.pattern, kkt.products.passes
     if passes is not None:
-        dP, dA = np.empty((len(x), pattern.nnzP)), np.empty((len(x), pattern.nnzA))
-        passes.outer(x, y, u, w, *kkt.products.places, dP, dA)
-        return ConeProgram(dP, -u, dA, w)
+        dP, dA = np.empty((len(x) * wanted[0], pattern.nnzP)), np.empty((len(x) * wanted[1], pattern.nnzA))
+        if any(wanted):
+            passes.outer(x, y, u, w, *kkt.products.places, dP, dA)
+        return ConeProgram(dP if wanted[0] else None, -u, dA if wanted[1] else None, w)
     rows, columns = pattern.P_indices, pattern.P_columns
     dP = -(u[:, rows] * x[:, columns] + x[:, rows] * u[:, columns]) * np.where(rows == columns, 0.5, 1.0)
     rows, columns = pattern.A_indices, pattern.A_columns
@@ -223,33 +232,34 @@ def _outer(kkt: KKT, x: np.ndarray, y: np.ndarray, u: np.ndarray, w: np.ndarray)
     return ConeProgram(dP, -u, dA, w)
 
 
-def _linearize(kkt: KKT, solution: Solution) -> tuple[Derivative, np.ndarray]:
-    if kkt.products.linear and kkt.products.passes is not None:
-        values, margin = np.empty(solution.y.shape), np.empty(len(solution.y))
-        kkt.products.passes.linearize(solution.y, solution.s, kkt.products.kind, values, margin)
-        return Derivative(values), margin
-    v = solution.y - solution.s
-    size = 1 + np.max(abs(v), axis=1, initial=0.0)
+def _linearize(kkt: KKT, v: np.ndarray) -> tuple[Derivative, np.ndarray]:
+    """The derivative of Pi_K* at v, and the margin."""
     derivative, margin = kkt.dual_cone.linearize(v)
-    return derivative, margin / size
+    return derivative, margin / (1 + np.max(abs(v), axis=1, initial=0.0))
 
 
 def _solve(
-    kkt: KKT, program: ConeProgram, derivative: Derivative, top: np.ndarray, bottom: np.ndarray, reach: Any = None
-) -> tuple[Solved, np.ndarray, np.ndarray]:
-    """K [u; t] = [top; diag(sqrt d) U' bottom]: the solve's record, u, and U diag(sqrt d) t.
+    kkt: KKT, program: ConeProgram, solution: Solution, top: np.ndarray, bottom: np.ndarray, reach: Any = None
+) -> tuple[Certificate, np.ndarray, np.ndarray]:
+    """K [u; t] = [top; diag(sqrt d) U' bottom]: how well, u, and U diag(sqrt d) t; ``reach`` as of `KKT.solve`, without the margin.
 
     Where turned cones touch A, U'A has rounding errors the size of A's entries. A direction that A' annihilates then meets nothing but
     these, and K z = r may hold along it although Pu + A'w = top does not: such rows get the least-squares solution.
     """
     n = kkt.pattern.n
+    if kkt.products.linear and kkt.products.passes is not None:
+        values, rhs, d, margin = _at_active_set(kkt, program, solution, top, bottom)
+        solved = kkt.solve(values, rhs, reach)
+        return Certificate(solved.residual, solved.fallback, margin), solved.z[:, :n], d * solved.z[:, n:]
+    v = solution.y - solution.s
+    derivative, margin = _linearize(kkt, v) if reach is None else (kkt.dual_cone.derivative(v), np.full(len(v), np.nan))
     root = np.sqrt(derivative.values)
     rhs = np.concatenate([top, root * derivative.rotate(bottom, transpose=True)], axis=1)
     values = kkt.assemble(program, derivative)
     solved = kkt.solve(values, rhs, reach)
     u, w = solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
     if kkt.products.linear or reach is not None:
-        return solved, u, w
+        return Certificate(solved.residual, solved.fallback, margin), u, w
     error = _missed(kkt, program, u, w, top, rhs)
     lost = np.flatnonzero(~solved.fallback & (error > TRUSTED))
     if len(lost):
@@ -257,7 +267,16 @@ def _solve(
         solved.z[lost], solved.fallback[lost], solved.residual[lost] = again.z, True, again.residual
         u, w = solved.z[:, :n], derivative.rotate(root * solved.z[:, n:])
         error = _missed(kkt, program, u, w, top, rhs)
-    return Solved(solved.z, np.maximum(solved.residual, error), solved.fallback), u, w
+    return Certificate(np.maximum(solved.residual, error), solved.fallback, margin), u, w
+
+
+def _at_active_set(kkt: KKT, program: ConeProgram, solution: Solution, top: np.ndarray, bottom: np.ndarray) -> tuple[np.ndarray, ...]:
+    """For zero and nonnegative cones, in one compiled pass: the entries of K, [top; diag(sqrt d) bottom], d, and the margin."""
+    rows, m = solution.y.shape
+    d, values, rhs, margin = np.empty((rows, m)), np.empty((rows, kkt.nnz)), np.empty((rows, kkt.size)), np.empty(rows)
+    given = program.P, program.A, solution.y, solution.s, top, bottom
+    kkt.products.passes.system(*given, kkt.products.kind, *kkt.maps, d, values, rhs, margin)
+    return values, rhs, d, margin
 
 
 def _missed(kkt: KKT, program: ConeProgram, u: np.ndarray, w: np.ndarray, top: np.ndarray, rhs: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,6 +12,9 @@ import scipy.sparse as sp
 from cvxlayers.canonical import Canonical
 from cvxlayers.program import ConeProgram
 from cvxlayers.row_map import RowMap
+
+P, A, B, REST = 0, 2, 3, 4
+"""Parts of M's rows, in the order P, q, A, b, and the rest: the objective's constant and the offsets of its curvature."""
 
 
 class Affine:
@@ -20,73 +25,88 @@ class Affine:
         self._sizes = [spec.size for spec in canonical.parameters]
         self.starts = np.cumsum([0, *self._sizes])
         pattern = canonical.pattern
-        edges = np.cumsum([0, pattern.nnzP, pattern.n, pattern.nnzA, pattern.m, 1]).tolist()
-        self._parts = [slice(*ends) for ends in zip(edges, edges[1:], strict=False)]
-        self._offsets, self._M = slice(edges[-1], None), canonical.M
+        edges = np.cumsum([0, pattern.nnzP, pattern.n, pattern.nnzA, pattern.m]).tolist()
+        self._parts = [slice(*ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
+        self._M: Any = canonical.M
         if canonical.offsets is not None:
             self._M = sp.csr_matrix(sp.vstack([canonical.M, canonical.offsets], format="csr"))
-        self._constant = self._M[:, [-1]].toarray().T
-        self._zero = np.zeros_like(self._constant)
-        self._maps: dict[tuple[int, ...], RowMap] = {}
-        self._plans: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[tuple[list[int], RowMap]]] = {}
+        column = self._M[:, [-1]].toarray().T
+        self._plans: dict[tuple[int, tuple[int, ...], tuple[bool, ...]], list[tuple[int, RowMap]]] = {}
+        self._everyone = tuple(range(len(self._sizes)))
+        self._constant = [np.ascontiguousarray(column[:, part]) for part in self._parts]
 
-    def program(self, inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, np.ndarray]:
-        """M [p; 1]: a flat batch of programs and the constants of their objectives, (rows,)."""
-        stacked = self._apply(self._constant, range(len(inputs)), inputs, batched, rows)
-        program, constant = self._split(stacked)
-        if self.canonical.curvature is not None:
-            offsets = stacked[:, self._offsets]
-            constant = constant + np.einsum("ij,ij->i", offsets, (self.canonical.curvature @ offsets.T).T) / 2
-        return program, constant
+    def program(self, inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> tuple[ConeProgram, bool]:
+        """M [p; 1]: a flat batch of programs, and whether all numbers, of p too, are known to be finite."""
+        parts, finite = self._constant[:REST], self._visible
+        for part in range(REST):
+            if self._maps[part] or rows != 1:
+                parts[part], fine = self._apply(part, parts[part], self._everyone, inputs, batched, rows)
+                finite = finite and fine
+        return ConeProgram(*parts), finite
+
+    def constants(self, inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> np.ndarray:
+        """The constants of the objectives, (rows,)."""
+        rest, _ = self._apply(REST, self._constant[REST], self._everyone, inputs, batched, rows)
+        constant, offsets = rest[:, 0], rest[:, 1:]
+        if self.canonical.curvature is None:
+            return constant
+        return constant + np.einsum("ij,ij->i", offsets, (self.canonical.curvature @ offsets.T).T) / 2
 
     def push(self, which: Sequence[int], tangents: Sequence[np.ndarray], batched: Sequence[bool], rows: int) -> ConeProgram:
         """The tangent of the programs when the parameters ``which`` move along ``tangents``."""
-        return self._split(self._apply(self._zero, which, tangents, batched, rows))[0]
+        zeros = map(np.zeros_like, self._constant[:REST])
+        return ConeProgram(*[self._apply(part, zero, which, tangents, batched, rows)[0] for part, zero in enumerate(zeros)])
 
     def pull(self, gradient: ConeProgram, which: Sequence[int], batched: Sequence[bool]) -> dict[int, np.ndarray]:
         """The cotangents of the parameters ``which``, flat, from that of the programs; a shared parameter collects all rows."""
-        parts = (gradient.P, gradient.q, gradient.A, gradient.b)
-        found: dict[int, np.ndarray] = {}
-        for group in (True, False):
-            chosen = tuple(k for k, own in zip(which, batched, strict=True) if own == group)
-            if chosen:
-                pulled, end = self._map(chosen).adjoint(parts, shared=not group), 0
-                for k in chosen:
-                    start, end = end, end + self._sizes[k]
-                    found[k] = pulled[:, start:end]
+        found = {k: np.zeros((len(gradient.q) if own else 1, self._sizes[k])) for k, own in zip(which, batched, strict=True)}
+        for part, g in enumerate((gradient.P, gradient.q, gradient.A, gradient.b)):
+            for k, pulled in found.items():
+                if k in self._maps[part]:
+                    self._maps[part][k].collect(g, pulled)
         return found
+
+    def moved(self, which: Sequence[int]) -> tuple[bool, bool]:
+        """Whether P, and whether A, depends on one of the parameters ``which``."""
+        return not self._maps[P].keys().isdisjoint(which), not self._maps[A].keys().isdisjoint(which)
+
+    def _plan(self, part: int, which: tuple[int, ...], batched: tuple[bool, ...]) -> list[tuple[int, RowMap]]:
+        """Positions in ``which`` and maps of the parameters that enter: what all rows share first, so that it is multiplied once."""
+        if (part, which, batched) not in self._plans:
+            maps = self._maps[part]
+            order = sorted([i for i, k in enumerate(which) if k in maps], key=batched.__getitem__)
+            self._plans[part, which, batched] = [(i, maps[which[i]]) for i in order]
+        return self._plans[part, which, batched]
+
+    @cached_property
+    def _maps(self) -> list[dict[int, RowMap]]:
+        """For each part of M's rows the columns of the parameters that enter it."""
+        cut = [self._M[part].tocsc() for part in self._parts]
+        ends = list(zip(self.starts, self.starts[1:], strict=False))
+        return [{k: RowMap(rows[:, i:j]) for k, (i, j) in enumerate(ends) if rows[:, i:j].nnz} for rows in cut]
+
+    @cached_property
+    def _visible(self) -> bool:
+        """Whether every parameter enters the program, and the constants are finite."""
+        entering = set().union(*self._maps[:REST])
+        return len(entering) == len(self._sizes) and all(np.isfinite(column).all() for column in self._constant[:REST])
 
     def may_be_missing(self) -> tuple[np.ndarray, np.ndarray]:
         """The entries of p that may be inf and that may be -inf: those that make some b in a nonnegative row inf, and nothing else."""
         pattern, entries = self.canonical.pattern, self._M.tocoo()
-        allowed = np.zeros(self._constant.size, dtype=bool)
-        allowed[self._parts[3]] = pattern.nonnegative
+        allowed = np.zeros(self._M.shape[0], dtype=bool)
+        allowed[self._parts[B]] = pattern.nonnegative
         may = np.ones((2, self.starts[-1] + 1), dtype=bool)
         for sign, row in ((1, 0), (-1, 1)):
             may[row, entries.col[~(allowed[entries.row] & (sign * entries.data > 0))]] = False
         return may[0], may[1]
 
     def _apply(
-        self, base: np.ndarray, which: Sequence[int], inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int
-    ) -> np.ndarray:
-        for chosen, M in self._plan(tuple(which), tuple(batched)):
-            base = M(inputs[chosen[0]] if len(chosen) == 1 else np.concatenate([inputs[i] for i in chosen], axis=1), base)
-        return base if len(base) == rows else np.repeat(base, rows, axis=0)
-
-    def _plan(self, which: tuple[int, ...], batched: tuple[bool, ...]) -> list[tuple[list[int], RowMap]]:
-        """Positions in ``which`` and the map of these parameters: what all rows share first, so that it is multiplied once."""
-        if (which, batched) not in self._plans:
-            groups = [[i for i, own in enumerate(batched) if own is group] for group in (False, True)]
-            self._plans[which, batched] = [(chosen, self._map(tuple(which[i] for i in chosen))) for chosen in groups if chosen]
-        return self._plans[which, batched]
-
-    def _split(self, stacked: np.ndarray) -> tuple[ConeProgram, np.ndarray]:
-        P, q, A, b, constant = (stacked[:, part] for part in self._parts)
-        return ConeProgram(P, q, A, b), constant[:, 0]
-
-    def _map(self, which: tuple[int, ...]) -> RowMap:
-        """The columns of M that belong to the parameters ``which``; kept, for a layer sees few combinations."""
-        if which not in self._maps:
-            columns = np.concatenate([np.arange(self.starts[k], self.starts[k + 1]) for k in which])
-            self._maps[which] = RowMap(self._M[:, columns])
-        return self._maps[which]
+        self, part: int, base: np.ndarray, which: Sequence[int], inputs: Sequence[np.ndarray], batched: Sequence[bool], rows: int
+    ) -> tuple[np.ndarray, bool]:
+        """base + one part of M's rows, (rows, entries), one row for all of them where no parameter of their own enters; is it finite?"""
+        finite, given = True, base
+        for i, M in self._plan(part, tuple(which), tuple(batched)):
+            base, fine = M.checked(inputs[i], base, inplace=base is not given and len(base) == len(inputs[i]))
+            finite = finite and fine
+        return base if len(base) == rows else np.broadcast_to(base, (rows, base.shape[1])), finite

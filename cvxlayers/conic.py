@@ -9,8 +9,9 @@ itself is never the last word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -21,12 +22,12 @@ from cvxlayers.adjoint import Certificate
 from cvxlayers.errors import Status, warn
 from cvxlayers.host import check_start, common_batch
 from cvxlayers.kkt import KKT
-from cvxlayers.program import ConeProgram, Info, Pattern, Solution, spread, take
+from cvxlayers.program import ConeProgram, Info, Pattern, Solution, shaped, spread, take
 from cvxlayers.solvers.base import Solver
-from cvxlayers.verdict import judge
+from cvxlayers.verdict import judge, told
 
-# Comparing arrays with plain integers costs a tenth of comparing them with members of an enumeration.
-OK, PRIMAL_INFEASIBLE, DUAL_INFEASIBLE = int(Status.INACCURATE), int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
+OK = int(Status.INACCURATE)  # comparing arrays with plain integers costs a tenth of comparing them with members of an enumeration
+DOUBLE, DATA = np.dtype(np.float64), frozenset("xysPqAb")
 
 
 class ConicLayer:
@@ -89,7 +90,12 @@ class ConicLayer:
         outputs = (solution.x, solution.y, solution.s)
         return (outputs, info) if return_info else outputs
 
-    def solve(
+    def solve(self, program: ConeProgram, batch: tuple[int, ...], **how: Any) -> tuple[Solution, Info]:
+        """Solve a flat batch, as `find` does: the Solution is flat, the Info in batch shape."""
+        solution, info = self.find(program, batch, **how)
+        return solution, info()
+
+    def find(
         self,
         program: ConeProgram,
         batch: tuple[int, ...],
@@ -97,13 +103,15 @@ class ConicLayer:
         solver_args: Mapping[str, Any] | None = None,
         warm_start: Info | None = None,
         invalid: np.ndarray | None = None,
-    ) -> tuple[Solution, Info]:
-        """Solve a flat batch: program (rows, ...), rows = prod(batch); the Solution is flat, the Info in batch shape.
+        finite: bool = False,
+    ) -> tuple[Solution, Callable[[], Info]]:
+        """Solve a flat batch: program (rows, ...), rows = prod(batch); the Solution, and what makes its Info.
 
-        Rows marked ``invalid`` (rows,) and rows with data that are not finite become INVALID_PARAMETER without reaching the solver.
+        Rows marked ``invalid`` (rows,) and rows with data that are not finite become INVALID_PARAMETER without reaching the solver;
+        ``finite`` says that all data are known to be finite.
         """
         solver = self._configure({**self._args, **solver_args}) if solver_args else self._solver
-        program, missing, valid = self._settle_data(program, invalid)
+        program, missing, valid = self._settle_data(program, invalid, finite)
         start = self._start(solver, warm_start, batch, valid)
 
         good = program if valid is None else take(program, valid)
@@ -111,37 +119,23 @@ class ConicLayer:
         if valid is not None:
             solution, quality = spread(solution, valid, np.nan), spread(quality, valid, np.nan)
             solution.status[~valid] = Status.INVALID_PARAMETER
-        status, objective = solution.status, quality.objective
         if missing is not None:
             solution.s[missing] = np.inf
-        if status.any():
-            objective = np.where(status <= OK, objective, np.nan)
-            objective[status == PRIMAL_INFEASIBLE] = np.inf
-            objective[status == DUAL_INFEASIBLE] = -np.inf
-        warm = np.zeros(len(status), dtype=bool)
-        if start is not None:
-            warm[valid if valid is not None else slice(None)] = np.isfinite(start.x).all(axis=1)
-        found = shaped(solution, batch)
-        info = Info(
-            status=found.status,
-            objective=objective.reshape(batch),
-            primal_residual=quality.primal.reshape(batch),
-            dual_residual=quality.dual.reshape(batch),
-            gap=quality.gap.reshape(batch),
-            iterations=found.iterations,
-            solver=solver.name,
-            warm_started=warm.reshape(batch),
-            solution=found,
-        )
-        return solution, info
+        return solution, partial(told, solver.name, batch, solution, quality, start, valid)
 
-    def vjp(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> tuple[ConeProgram, Certificate]:
+    def vjp(
+        self, program: ConeProgram, solution: Solution, cotangent: Solution, wanted: tuple[bool, bool] = (True, True)
+    ) -> tuple[ConeProgram, Certificate]:
         """Pull cotangents of (x, y, s) back to (P, q, A, b); flat batches (rows, ...). Failed rows get zero.
 
-        The equations stand in `cvxlayers.adjoint`. Issues a GradientWarning that names rows whose derivative is not an ordinary one.
+        The cotangent of s may be None for zero; those of P and of A are None where not ``wanted``. The equations stand in
+        `cvxlayers.adjoint`. Issues a GradientWarning that names rows whose derivative is not an ordinary one.
         """
-        gradient, certificate = self._differentiate(adjoint.vjp, program, solution, cotangent)
-        return gradient, certificate
+        if np.count_nonzero(solution.status) or not self._plain(program, solution, cotangent):
+            return self._differentiate(partial(adjoint.vjp, wanted=wanted), program, solution, cotangent)  # pyright: ignore[reportReturnType]
+        found = adjoint.vjp(self.kkt, program, solution, cotangent, wanted)
+        failures.warn_gradient(found[1])
+        return found
 
     def jvp(self, program: ConeProgram, solution: Solution, tangent: ConeProgram) -> tuple[Solution, Certificate]:
         """Push a tangent of (P, q, A, b) forward to (x, y, s); flat batches (rows, ...). Failed rows get zero."""
@@ -164,7 +158,7 @@ class ConicLayer:
 
     def certify(self, program: ConeProgram, solution: Solution, cotangent: Solution) -> Certificate:
         """How far the derivative of each row can be trusted for this cotangent, without warning."""
-        return self._differentiate(adjoint.vjp, program, solution, cotangent, warn=False)[1]
+        return self._differentiate(partial(adjoint.vjp, wanted=(False, False)), program, solution, cotangent, warn=False)[1]
 
     def second_vjp(self, program: ConeProgram, solution: Solution, cotangent: Solution, tangent: ConeProgram) -> ConeProgram:
         """The derivative along ``tangent`` of what `vjp` makes of ``cotangent``; raises ValueError where the cones have none."""
@@ -187,15 +181,14 @@ class ConicLayer:
     def _differentiate(self, rule: Any, program: ConeProgram, solution: Solution, *directions: Any, warn: bool = True) -> tuple[Any, ...]:
         """The records that ``rule`` returns for the rows that did not fail, zero (a Certificate NaN) in the others."""
         program, solution, directions = _in_double(program), _in_double(solution), tuple(map(_in_double, directions))
-        good = solution.status <= OK
-        whole = good.all()
-        program, missing, _ = self._settle_data(program, None)
+        good = solution.status <= OK if np.count_nonzero(solution.status) else None  # None: all of them
+        program, missing = self._without_missing(program)
         if missing is not None:
             solution = replace(solution, s=np.where(missing, 1.0, solution.s))
             directions = tuple(self._without(direction, missing) for direction in directions)
         records = (program, solution, *directions)
-        results = rule(self.kkt, *(records if whole else (take(record, good) for record in records)))
-        if not whole:
+        results = rule(self.kkt, *(records if good is None else [take(record, good) for record in records]))
+        if good is not None:
             results = tuple(spread(r, good, np.nan if isinstance(r, Certificate) else 0.0) for r in results)
         if missing is not None:
             results = (self._without(results[0], missing), *results[1:])
@@ -203,33 +196,47 @@ class ConicLayer:
             failures.warn_gradient(results[1])
         return results
 
-    def _settle_data(self, program: ConeProgram, invalid: np.ndarray | None) -> tuple[ConeProgram, np.ndarray | None, np.ndarray | None]:
+    def _plain(self, *records: Any) -> bool:
+        """Whether there is nothing to convert or to leave out: all numbers are double, and no bound is missing."""
+        double = all([a is None or a.dtype is DOUBLE for record in records for name, a in vars(record).items() if name in DATA])
+        return double and self.kkt.products.finite(records[0].b) is None
+
+    def _settle_data(
+        self, program: ConeProgram, invalid: np.ndarray | None, finite: bool = False
+    ) -> tuple[ConeProgram, np.ndarray | None, np.ndarray | None]:
         """The program without missing bounds (b = inf in a nonnegative row: it becomes 0'x + s = 1), where they were, and the valid rows.
 
         ``missing`` is (rows, m), None if there are none; valid rows (rows,) hold finite data and are not marked ``invalid``, None if all.
         """
-        finite, missing, passes = self.kkt.products.finite, None, self.kkt.products.passes
-        if invalid is None and passes is not None and passes.all_finite(program.P, program.q, program.A, program.b):
+        products = self.kkt.products
+        finite = finite or products.finite(program.P, program.q, program.A, program.b) is None
+        if finite and invalid is None:
             return program, None, None
-        valid = finite(program.P, program.q, program.A)
-        valid = np.ones(len(program.q), dtype=bool) if valid is None else valid
-        b_finite = np.isfinite(program.b)
-        if not b_finite.all():
-            absent = (program.b == np.inf) & self.pattern.nonnegative
-            valid &= (b_finite | absent).all(1)
-            if absent.any():
-                missing = absent
-                A = np.where(absent[:, self.pattern.A_indices], 0.0, program.A)
-                program = replace(program, A=A, b=np.where(absent, 1.0, program.b))
+        valid, missing = np.ones(len(program.q), dtype=bool), None
+        if not finite:
+            given = program
+            program, missing = self._without_missing(given)
+            found = products.finite(given.P, given.q, given.A, program.b)
+            valid = valid if found is None else found
         if invalid is not None:
             valid &= ~invalid
         return program, missing, None if valid.all() else valid
 
+    def _without_missing(self, program: ConeProgram) -> tuple[ConeProgram, np.ndarray | None]:
+        """The program without missing bounds, and where they were, None if there are none."""
+        if self.kkt.products.finite(program.b) is None:
+            return program, None
+        missing = (program.b == np.inf) & self.pattern.nonnegative
+        if not missing.any():
+            return program, None
+        A = np.where(missing[:, self.pattern.A_indices], 0.0, program.A)
+        return replace(program, A=A, b=np.where(missing, 1.0, program.b)), missing
+
     def _without(self, direction: Any, missing: np.ndarray) -> Any:
         """A tangent or cotangent without its part in missing rows."""
         if isinstance(direction, Solution):
-            return replace(direction, s=np.where(missing, 0.0, direction.s))
-        A = np.where(missing[:, self.pattern.A_indices], 0.0, direction.A)
+            return direction if direction.s is None else replace(direction, s=np.where(missing, 0.0, direction.s))
+        A = None if direction.A is None else np.where(missing[:, self.pattern.A_indices], 0.0, direction.A)
         return replace(direction, A=A, b=np.where(missing, 0.0, direction.b))
 
     def _start(self, solver: Solver, info: Info | None, batch: tuple[int, ...], valid: np.ndarray | None) -> Solution | None:
@@ -270,17 +277,5 @@ class ConicLayer:
 
 def _in_double(record: Any) -> Any:
     """The record with its x, y, s or P, q, A, b in float64; itself if they are."""
-    names = ("x", "y", "s") if isinstance(record, Solution) else ("P", "q", "A", "b")
-    odd = {name: array for name in names if (array := getattr(record, name)).dtype != np.float64}
-    return replace(record, **{name: np.asarray(a, dtype=np.float64) for name, a in odd.items()}) if odd else record
-
-
-def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
-    """A flat solution in batch shape."""
-    return Solution(*(a.reshape(batch + a.shape[1:]) for a in vars(solution).values()))
-
-
-def flattened(solution: Solution, batch: tuple[int, ...]) -> Solution:
-    """A solution in batch shape as a flat one."""
-    rows = prod(batch)
-    return Solution(*(None if a is None else np.asarray(a).reshape((rows, *a.shape[len(batch) :])) for a in vars(solution).values()))
+    odd = [name for name, array in vars(record).items() if name in DATA and array is not None and array.dtype is not DOUBLE]
+    return replace(record, **{name: np.asarray(getattr(record, name), dtype=DOUBLE) for name in odd}) if odd else record

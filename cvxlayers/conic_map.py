@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from cvxlayers import failures
-from cvxlayers.conic import ConicLayer, flattened, shaped
+from cvxlayers.conic import ConicLayer
 from cvxlayers.host import Arrays, HostMap, Options, Port
-from cvxlayers.program import ConeProgram, Info, Solution
+from cvxlayers.program import ConeProgram, Solution, flattened, shaped
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,26 @@ class ConicMap(HostMap):
         self.inputs = tuple(Port(name, (width,), False) for name, width in widths)
         self.outputs = tuple(Port(name, (width,), False) for name, width in (("x", pattern.n), ("y", pattern.m), ("s", pattern.m)))
 
-    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Saved]:
+    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Any, Saved]:
         failures.check_policy(options.on_failure)
         program, batched, batch = self._program(params)
-        solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start)
-        failures.settle(info, options.on_failure)
-        shown = shaped(failures.mask_failed(solution, solution.status, options.on_failure), batch)
-        kept = Solution(*(array.copy() for array in vars(solution).values()))  # info.solution and the outputs are the caller's
-        return [shown.x.copy(), shown.y.copy(), shown.s.copy()], info, Saved(program, kept, batched, batch)
+        solution, told = self.conic.find(program, batch, solver_args=options.solver_args, warm_start=options.warm_start)
+        shown, info = solution, None
+        if options.informed or np.count_nonzero(solution.status):
+            info = told()
+            failures.settle(info, options.on_failure)
+            shown = failures.mask_failed(solution, solution.status, options.on_failure)
+            solution = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's
+        shown = shaped(shown, batch)  # as the outputs are
+        return [shown.x.copy(), shown.y.copy(), shown.s.copy()], info, Saved(program, solution, batched, batch)
 
     def restore(self, params: Sequence[Any], solution: Solution) -> Saved:
         program, batched, batch = self._program(params)
         return Saved(program, flattened(solution, batch), batched, batch)
 
     def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
-        return self._pulled(self.conic.vjp(saved.program, saved.solution, self._cotangent(saved, cotangents))[0], saved, needed)
+        wanted = needed[0], needed[2]
+        return self._pulled(self.conic.vjp(saved.program, saved.solution, self._cotangent(saved, cotangents), wanted)[0], saved, needed)
 
     def jvp(self, saved: Saved, tangents: Arrays) -> list[np.ndarray]:
         return self._pushed(self.conic.jvp(saved.program, saved.solution, self._tangent(saved, tangents))[0], saved)
@@ -81,9 +86,9 @@ class ConicMap(HostMap):
 
     def _cotangent(self, saved: Saved, cotangents: Arrays) -> Solution:
         like = (saved.solution.x, saved.solution.y, saved.solution.s)
-        parts = (np.zeros_like(a) if g is None else np.reshape(g, a.shape) for a, g in zip(like, cotangents, strict=True))
-        x, y, s = (np.asarray(part, dtype=np.float64) for part in parts)
-        return Solution(x, y, s)
+        given = zip(like, cotangents, strict=True)
+        x, y, s = (None if g is None else np.asarray(np.reshape(g, a.shape), dtype=np.float64) for a, g in given)
+        return Solution(np.zeros_like(like[0]) if x is None else x, np.zeros_like(like[1]) if y is None else y, s)
 
     def _pulled(self, gradient: ConeProgram, saved: Saved, needed: Sequence[bool]) -> list[Any]:
         parts = zip(vars(gradient).values(), saved.batched, needed, strict=True)

@@ -69,7 +69,7 @@ def describe(info: Info, rows: np.ndarray, complaints: Mapping[int, str]) -> str
 
 def warn_gradient(certificate: Certificate) -> None:
     """Issue one GradientWarning that names the rows whose derivative is not an ordinary one, and why."""
-    if not certificate.fallback.any() and not certificate.kink.any():
+    if not np.count_nonzero(certificate.fallback) and not np.count_nonzero(certificate.kink):
         return
     reasons = (
         (certificate.not_unique, "the solution is not unique or the system is singular: the minimum-norm least-squares derivative is used"),

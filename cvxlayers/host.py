@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.backend import backend_of
-from cvxlayers.program import Info, Pattern, Solution
+from cvxlayers.program import Info, Pattern, Solution, shaped
 
 Arrays = Sequence[np.ndarray | None]
 Shape = tuple[int | None, ...] | None  # None for a size, or for all of them, that only the values will tell: a graph's
@@ -26,11 +26,12 @@ Shape = tuple[int | None, ...] | None  # None for a size, or for all of them, th
 
 @dataclass(frozen=True)
 class Options:
-    """How one call is made: the keyword arguments of a layer's call."""
+    """How one call is made: the keyword arguments of a layer's call, and whether somebody will read its Info."""
 
     solver_args: Mapping[str, Any] | None = None
     on_failure: str = "raise"
     warm_start: Info | None = None
+    informed: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,19 @@ class HostMap(ABC):
         return common_batch(leads), tuple(lead != () for _, lead in leads)
 
     @abstractmethod
-    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Any]:
-        """Outputs, what happened, and what the derivatives need; raises ValueError for misuse and SolverError as the options say."""
+    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Any, Any]:
+        """Outputs, what happened, and what the derivatives need; raises ValueError for misuse and SolverError as the options say.
+
+        What happened is an Info, or None where nobody is to be ``informed``.
+        """
 
     @abstractmethod
     def restore(self, params: Sequence[Any], solution: Solution) -> Any:
         """What `forward` saved, from its parameters and the info's Solution (*batch, ...)."""
+
+    def state(self, saved: Any) -> np.ndarray:
+        """The state (see `state_of`) that `forward` has found, from what it saved."""
+        return state_of(shaped(saved.solution, saved.batch))
 
     @abstractmethod
     def vjp(self, saved: Any, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:

@@ -38,7 +38,7 @@ def solve(
     compiled code makes of it. Raises ValueError for a wrong count, shape or dtype, and from a derivative that the program does not have.
     """
     failures.check_policy(on_failure)
-    return self._solve(params, Options(solver_args, on_failure, warm_start or None), return_info)
+    return self._solve(params, Options(solver_args, on_failure, warm_start or None, return_info), return_info)
 
 
 class HostLayer(ABC):

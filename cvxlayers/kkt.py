@@ -99,6 +99,7 @@ class KKT:
         self._diagonal = positions(rows[1], columns[1])
         self._linear = positions(rows[2], columns[2])
         self._linear_rows, self._linear_entries = pattern.A_indices[linear].astype(np.uint32), linear.astype(np.uint32)
+        self.maps = self._P, self._diagonal, self._linear, self._linear_rows, self._linear_entries  # as `kernels.passes` takes them
         self._rotated = [
             _Rotated(b.start, p[2], p[3], p[4], p[5], positions(p[0], p[1]), p[6]) for b, p in zip(blocks, pieces, strict=True)
         ]
@@ -118,13 +119,13 @@ class KKT:
         # What knows more of the pattern than its entries, tried first: solve(values, rhs) as of `kernels.systems.Systems`.
         self._made, self._special = special, None if special is None else special(self)
 
-    def chunks(self, rows: int) -> list[slice]:
-        """Slices of the batch small enough that the work arrays of each stay in the cache or at least in memory."""
-        step = max(1, CHUNK // self._width)
-        return [slice(i, i + step) for i in range(0, max(rows, 1), step)]
+    @property
+    def chunk(self) -> int:
+        """Rows so few that their largest work arrays stay in the cache or at least in memory."""
+        return max(1, CHUNK // self._width)
 
     @cached_property
-    def _width(self) -> int:  # the entries of the largest work array, for one row
+    def _width(self) -> int:
         return max([1, self.nnz, *(prod(r.shape) for r in self._rotated), *(r.shape[0] * r.shape[1] ** 2 for r in self._rotated)])
 
     def assemble(self, program: ConeProgram, derivative: Derivative) -> np.ndarray:
@@ -132,8 +133,7 @@ class KKT:
         n, passes = self.pattern.n, self.products.passes
         if passes is not None:
             values = np.empty((len(program.q), self.nnz))
-            maps = (self._P, self._diagonal, self._linear, self._linear_rows, self._linear_entries)
-            passes.assemble(program.P, program.A, derivative.values, *maps, values)
+            passes.assemble(program.P, program.A, derivative.values, *self.maps, values)
         else:
             root = np.sqrt(derivative.values)
             values = np.zeros((len(program.q), self.nnz))
@@ -163,10 +163,10 @@ class KKT:
         longer than what `BLOWUP` says of both), get the minimum-norm least-squares solution.
         """
         z, figures = self._attempt(values, rhs, STRONG)
-        residual, length, largest = figures.T
-        if reach is None and (residual <= CLEAN).all() and (length * largest <= BLOWUP).all():
-            return Solved(z, residual, np.zeros(len(z), dtype=bool))
-
+        worst, longest, highest = figures.max(axis=0, initial=0.0).tolist()
+        if reach is None and worst <= CLEAN and longest * highest <= BLOWUP:
+            return Solved(z, figures[:, 0], np.zeros(len(z), dtype=bool))
+        residual, _, largest = figures.T
         finite = np.isfinite(peak := _peak(rhs))
         unclean = np.flatnonzero(~(residual <= CLEAN) & finite)
         if len(unclean):

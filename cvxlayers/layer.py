@@ -19,10 +19,10 @@ import numpy as np
 from cvxlayers import failures, solvers
 from cvxlayers.affine import Affine
 from cvxlayers.backend import backend_of
-from cvxlayers.conic import ConicLayer, flattened
+from cvxlayers.conic import ConicLayer
 from cvxlayers.eliminate import eliminate
 from cvxlayers.host import Arrays, HostMap, Options, Port
-from cvxlayers.program import ConeProgram, Info, Solution
+from cvxlayers.program import ConeProgram, Solution, flattened
 from cvxlayers.row_map import RowMap
 
 
@@ -31,7 +31,7 @@ class Saved:
     """What the backward pass needs, arrays only: ``inputs`` (rows or 1, size) of M per parameter, the flat solution, the batch shape.
 
     ``scale`` is the derivative of taking exponentials of some outputs, (rows, outputs), None where none is taken; ``program`` the flat
-    batch of cone programs, if it is at hand.
+    batch of cone programs, if it is at hand: then only logarithms are read of the inputs.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -77,7 +77,7 @@ class Layer(HostMap):
         self._sizes = [spec.size for spec in self.canonical.variables]
         self._promises = [spec.domain.promises for spec in self.canonical.parameters]
 
-    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Info, Saved]:
+    def forward(self, params: Sequence[Any], options: Options) -> tuple[list[np.ndarray], Any, Saved]:
         """The variables' values, each (*batch, *shape), what happened, and what the backward pass needs.
 
         params: arrays, tensors or numbers, (*batch, *shape) or shape. Raises ValueError for misuse and SolverError for failed rows under
@@ -88,22 +88,27 @@ class Layer(HostMap):
         batch, batched = self.batch(values)
         rows = prod(batch)
         inputs = self._inputs(values)
-        invalid, complaints = self._check(params, values, inputs, rows)
+        program, finite = self._affine.program(inputs, batched, rows)
+        invalid, complaints = self._check(params, values, inputs, rows, finite)
 
-        program, constant = self._affine.program(inputs, batched, rows)
-        solution, info = self.conic.solve(program, batch, solver_args=options.solver_args, warm_start=options.warm_start, invalid=invalid)
-        self._finish_objective(info.objective, constant.reshape(batch))
-        shown = solution
-        if solution.status.any():
+        how = {"solver_args": options.solver_args, "warm_start": options.warm_start, "invalid": invalid, "finite": finite}
+        solution, told = self.conic.find(program, batch, **how)
+        shown, info = solution, None
+        failed = np.count_nonzero(solution.status)
+        if failed or options.informed:
+            info = told()
+            self._finish_objective(info.objective, self._affine.constants(inputs, batched, rows).reshape(batch))
+            solution = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's, who may change it
+        if info is not None and failed:
             failures.settle(info, options.on_failure, complaints)
             shown = failures.mask_failed(solution, solution.status, options.on_failure)
         out, scale = self._recover(shown)
-        kept = Solution(*[array.copy() for array in vars(solution).values()])  # info.solution is the caller's, who may change it
-        return self._split(out, batch), info, Saved(inputs, batched, batch, kept, scale, program)
+        return self._split(out, batch), info, Saved(inputs, batched, batch, solution, scale, program)
 
     def vjp(self, saved: Saved, cotangents: Arrays, needed: Sequence[bool]) -> list[Any]:
         """Cotangents of the parameters from those of the variables, in the shapes of `forward`; None where not ``needed``."""
-        gradient, _ = self.conic.vjp(self.program(saved), saved.solution, self.cotangent(saved, cotangents))
+        wanted = self._affine.moved([k for k, asked in enumerate(needed) if asked])
+        gradient, _ = self.conic.vjp(self.program(saved), saved.solution, self.cotangent(saved, cotangents), wanted)
         return self._pulled(gradient, saved, needed)
 
     def jvp(self, saved: Saved, tangents: Arrays) -> list[np.ndarray]:
@@ -139,8 +144,8 @@ class Layer(HostMap):
     def cotangent(self, saved: Saved, cotangents: Arrays) -> Solution:
         """The cotangent of the cone program's solution from those of the variables."""
         g = self._join(cotangents, saved)
-        pulled, n = self._R.adjoint([g if saved.scale is None else g * saved.scale]), self.canonical.pattern.n
-        return Solution(pulled[:, :n], pulled[:, n:], np.zeros((len(pulled), self.canonical.pattern.m)))
+        pulled, n = self._R.adjoint(g if saved.scale is None else g * saved.scale), self.canonical.pattern.n
+        return Solution(pulled[:, :n], pulled[:, n:], None)
 
     def _tangent(self, saved: Saved, tangents: Arrays) -> ConeProgram:
         given = [k for k, tangent in enumerate(tangents) if tangent is not None]
@@ -190,12 +195,15 @@ class Layer(HostMap):
         return value.reshape(prod(value.shape[: value.ndim - len(shape)]), *shape)
 
     def _check(
-        self, params: Sequence[Any], values: Sequence[np.ndarray], inputs: Sequence[np.ndarray], rows: int
+        self, params: Sequence[Any], values: Sequence[np.ndarray], inputs: Sequence[np.ndarray], rows: int, finite: bool
     ) -> tuple[np.ndarray | None, dict[int, str]]:
-        """Rows with a value that is infinite or against its parameter's declaration (None: no row), and what to say of each."""
+        """Rows with a value that is infinite or against its parameter's declaration (None: no row), and what to say of each.
+
+        ``finite`` says that all inputs are known to be finite.
+        """
         invalid, complaints = None, {}
         for k, spec in enumerate(self.canonical.parameters):
-            if not self._promises[k] and np.isfinite(inputs[k]).all():
+            if not self._promises[k] and (finite or np.isfinite(inputs[k]).all()):
                 continue
             value, resolution = self._flatten(values[k], spec.shape), backend_of(params[k]).resolution(params[k])
             found: list[Any] = list(spec.domain.violations(value, resolution))
@@ -212,12 +220,12 @@ class Layer(HostMap):
         return invalid, complaints
 
     def _inputs(self, values: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """What M acts on, (rows, size) or (1, size) each; never a view of the caller's memory, which may change."""
+        """What M acts on, (rows, size) or (1, size) each; views of the caller's memory, which may change after the call."""
         inputs = []
         for spec, value in zip(self.canonical.parameters, values, strict=True):
             part = _stack(self._flatten(value, spec.shape), spec.complex)
             # rows that are not positive will be marked invalid
-            inputs.append(np.log(np.where(part > 0, part, np.nan)) if spec.log else np.array(part))
+            inputs.append(np.log(np.where(part > 0, part, np.nan)) if spec.log else part)
         return tuple(inputs)
 
     def _finish_objective(self, value: np.ndarray, constant: np.ndarray) -> None:
@@ -258,5 +266,5 @@ class Layer(HostMap):
 
 def _stack(value: Any, is_complex: bool) -> np.ndarray:
     """(rows, *shape) -> (rows, size): the C-order ravel, real part first and then the imaginary part of complex values."""
-    flat = value.reshape(len(value), prod(value.shape[1:]))
+    flat = value if value.ndim == 2 else value.reshape(len(value), prod(value.shape[1:]))
     return np.concatenate([flat.real, flat.imag], axis=1) if is_complex else flat.real

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,14 @@ def spread(record: Any, mask: np.ndarray, fill: float) -> Any:
         return out
 
     return type(record)(**{name: None if a is None else placed(a) for name, a in vars(record).items()})
+
+
+def shaped(solution: Solution, batch: tuple[int, ...]) -> Solution:
+    """A flat solution in batch shape."""
+    return Solution(*[a.reshape(batch + a.shape[1:]) for a in vars(solution).values()])
+
+
+def flattened(solution: Solution, batch: tuple[int, ...]) -> Solution:
+    """A solution in batch shape as a flat one."""
+    rows = prod(batch)
+    return Solution(*(None if a is None else np.asarray(a).reshape((rows, *a.shape[len(batch) :])) for a in vars(solution).values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,56 +19,66 @@ class RowMap:
     >>> M = RowMap(sp.csr_matrix([[1.0, 0.0], [2.0, 3.0]]))
     >>> M(np.array([[1.0, 1.0]]))
     array([[1., 5.]])
-    >>> M.adjoint([np.array([[1.0, 1.0], [0.0, 1.0]])], shared=True)
-    array([[5., 6.]])
+    >>> M.adjoint(np.array([[1.0, 1.0], [0.0, 1.0]]))
+    array([[3., 3.],
+           [2., 3.]])
     """
 
     def __init__(self, M: Any) -> None:
         self.M: Any = sp.csr_matrix(M)
         self.entries, self.size = self.M.shape
-        self._zero = np.zeros((1, self.entries))
-        self._cut: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+        self.empty, self._zero = not self.M.nnz, np.zeros((1, self.entries))
+        one = len(self.M.data) == self.entries > 0 and (self.M.data == 1.0).all() and (np.diff(self.M.indptr) == 1).all()
+        start = int(self.M.indices[0]) if one else 0
+        run = one and (self.M.indices == np.arange(start, start + self.entries)).all()
+        self._run = slice(start, start + self.entries) if run else None  # M x is a piece of x
 
-    def __call__(self, x: np.ndarray, base: np.ndarray | None = None) -> np.ndarray:
-        """base + M x, (rows, entries): x (rows, size), base (rows, entries) or (1, entries)."""
-        base = self._zero if base is None else base
-        passes = kernels("passes")
-        if passes is None:
-            return base + (self.M @ x.T).T
-        x, out = np.ascontiguousarray(x, dtype=np.float64), np.empty((len(x), self.entries))
-        passes.combine(base, *self._pieces(0, self.entries), x, out)
-        return out
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """M x, (rows, entries): x (rows, size)."""
+        if self._run is not None:
+            return np.array(x[:, self._run])
+        return self.checked(x, self._zero)[0]
 
-    def adjoint(self, parts: Sequence[np.ndarray], shared: bool = False) -> np.ndarray:
-        """M'g, (rows, size), of g = ``parts`` side by side, each (rows, ...), which need not reach to M's last entry.
+    def checked(self, x: np.ndarray, base: np.ndarray, inplace: bool = False) -> tuple[np.ndarray, bool]:
+        """base + M x, base (rows, entries) or (1, entries), and whether that and x are known to be finite numbers only.
 
-        (1, size), the sum over all rows, if x is ``shared`` by them.
+        ``inplace`` allows to write into base, of as many rows as x.
         """
         passes = kernels("passes")
         if passes is None:
-            g = np.concatenate(parts, axis=1)
-            g = g.sum(axis=0, keepdims=True) if shared else g
-            return (self._transpose[:, : g.shape[1]] @ g.T).T
-        out = np.zeros((1 if shared else len(parts[0]), self.size))
-        start = 0
-        for part in parts:
-            stop = start + part.shape[1]
-            passes.collect(*self._pieces(start, stop), np.ascontiguousarray(part, dtype=np.float64), out)
-            start = stop
+            return base + (self.M @ x.T).T, False
+        x, out = np.ascontiguousarray(x, dtype=np.float64), base if inplace else np.empty((len(x), self.entries))
+        return out, passes.combine(base, *self._pieces, x, out)
+
+    def adjoint(self, g: np.ndarray) -> np.ndarray:
+        """M'g, (rows, size): g (rows, entries)."""
+        out = np.zeros((len(g), self.size))
+        if self._run is not None:
+            out[:, self._run] = g
+        else:
+            self.collect(g, out)
         return out
 
-    def _pieces(self, start: int, stop: int) -> tuple[np.ndarray, ...]:
-        """Of the rows start ... stop of M: those with one entry, their columns and factors; the longer ones by compressed rows."""
-        if (start, stop) not in self._cut:
-            part = self.M[start:stop]
-            lengths = np.diff(part.indptr)
-            ones, rest = np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1)
-            at, long = part.indptr[ones], part[rest]
-            places = (ones, part.indices[at], rest, long.indptr, long.indices)
-            one, column, rest, starts, indices = (np.ascontiguousarray(a, dtype=np.uint32) for a in places)
-            factors, data = (np.ascontiguousarray(a, dtype=np.float64) for a in (part.data[at], long.data))
-            self._cut[start, stop] = (one, column, factors, rest, starts, indices, data)
-        return self._cut[start, stop]
+    def collect(self, g: np.ndarray, out: np.ndarray) -> None:
+        """out += M'g, (rows, size); out (1, size) collects all rows."""
+        if self.empty:
+            return
+        passes = kernels("passes")
+        if passes is None:
+            out += (self._transpose @ (g if len(out) == len(g) else g.sum(axis=0, keepdims=True)).T).T
+        else:
+            passes.collect(*self._pieces, np.ascontiguousarray(g, dtype=np.float64), out)
+
+    @cached_property
+    def _pieces(self) -> tuple[np.ndarray, ...]:
+        """The rows of M with one entry, their columns and factors; the longer ones by compressed rows."""
+        lengths = np.diff(self.M.indptr)
+        ones, rest = np.flatnonzero(lengths == 1), np.flatnonzero(lengths > 1)
+        at, long = self.M.indptr[ones], self.M[rest]
+        places = (ones, self.M.indices[at], rest, long.indptr, long.indices)
+        one, column, rest, starts, indices = (np.ascontiguousarray(a, dtype=np.uint32) for a in places)
+        factors, data = (np.ascontiguousarray(a, dtype=np.float64) for a in (self.M.data[at], long.data))
+        return one, column, factors, rest, starts, indices, data
 
     @cached_property
     def _transpose(self) -> Any:

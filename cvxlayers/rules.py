@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -36,6 +36,8 @@ class Argument:
 
     def nonzero(self, values: Sequence[Any]) -> tuple[Argument, list[Any]]:
         """Without the entries that are None."""
+        if all([value is not None for value in values]):
+            return self, list(values)
         there = [(k, value) for k, value in zip(self.which, values, strict=True) if value is not None]
         return Argument(self.kind, tuple([k for k, _ in there])), [value for _, value in there]
 
@@ -90,13 +92,20 @@ class Rule:
         """The derivative, on the host, from what the map has saved and the values of the arguments given, arrays of any framework."""
         dense: dict[str, list[Any]] = {"inputs": [], "outputs": []}
         for argument, values in zip(self.given, directions, strict=True):
-            there = {k: backend_of(value).host(value) for k, value in zip(argument.which, values, strict=True)}
-            dense[argument.kind].append([there.get(k) for k in range(len(getattr(core, argument.kind)))])
-        pulls = self.result.kind == "inputs"
-        apply = getattr(core, ("second_" if self.order == 2 else "") + ("vjp" if pulls else "jvp"))
-        needed = [[k in self.result.which for k in range(self.size)]] if pulls else []
-        found = apply(saved, *dense["outputs"], *dense["inputs"], *needed)
+            column: list[Any] = [None] * len(getattr(core, argument.kind))
+            for k, value in zip(argument.which, values, strict=True):
+                column[k] = backend_of(value).host(value)
+            dense[argument.kind].append(column)
+        found = getattr(core, self._verb)(saved, *dense["outputs"], *dense["inputs"], *self._needed)
         return [found[k] for k in self.result.which]
+
+    @cached_property
+    def _verb(self) -> str:
+        return ("second_" if self.order == 2 else "") + ("vjp" if self.result.kind == "inputs" else "jvp")
+
+    @cached_property
+    def _needed(self) -> list[list[bool]]:
+        return [[k in self.result.which for k in range(self.size)]] if self.result.kind == "inputs" else []
 
     def tangents(self, values: Values, moved: Values) -> list[tuple[Rule, Values]]:
         """The rules whose sum is the tangent of the result where the arguments move; None is zero."""
@@ -105,7 +114,7 @@ class Rule:
             argument, there = argument.nonzero(tangents)
             if there:
                 given = (*self.given[:j], argument, *self.given[j + 1 :])
-                terms.append((_known(Rule(given, self.result, self.size)), [*values[:j], there, *values[j + 1 : -1], values[-1]]))
+                terms.append((_rule(given, self.result, self.size), [*values[:j], there, *values[j + 1 : -1], values[-1]]))
         return terms
 
     def adjoint(self, j: int, wanted: Iterable[int], values: Values, cotangents: Sequence[Any]) -> tuple[Rule, Values] | None:
@@ -114,7 +123,7 @@ class Rule:
         result = Argument(self.arguments[j].kind, tuple(wanted))
         if not there or not result.which:
             return None
-        rule = _known(Rule((*self.given[:j], *self.given[j + 1 :], argument), result, self.size))
+        rule = _rule((*self.given[:j], *self.given[j + 1 :], argument), result, self.size)
         return rule, [*values[:j], *values[j + 1 : -1], there, values[-1]]
 
     def batch(self, inputs: Sequence[Port], operands: Sequence[Any]) -> tuple[int, ...]:
@@ -185,7 +194,9 @@ def _whole(inputs: int, outputs: int) -> Rule:
     return Rule((), Argument("outputs", tuple(range(outputs))), inputs)
 
 
-def _known(rule: Rule) -> Rule:
+@lru_cache(maxsize=1024)
+def _rule(given: tuple[Argument, ...], result: Argument, size: int) -> Rule:
+    rule = Rule(given, result, size)
     if rule.order > 2:
         raise ValueError("a layer has first and second derivatives; the third was asked for")
     return rule

@@ -68,5 +68,5 @@ def apart(products: Products, solution: Solution) -> bool:
 def in_units(products: Products, record: Any, e: np.ndarray) -> Any:
     """A program, or a tangent or cotangent of one, in units e; a solution or its tangent in units e, its cotangent in units 1 / e."""
     if isinstance(record, Solution):
-        return replace(record, y=record.y / e, s=record.s * e)
-    return replace(record, A=record.A * e[:, products.pattern.A_indices], b=record.b * e)
+        return replace(record, y=record.y / e, s=None if record.s is None else record.s * e)
+    return replace(record, A=None if record.A is None else record.A * e[:, products.pattern.A_indices], b=record.b * e)

@@ -8,7 +8,7 @@ from cvxlayers import adjoint
 from cvxlayers.errors import Status
 from cvxlayers.kkt import KKT
 from cvxlayers.products import Residuals, residuals
-from cvxlayers.program import ConeProgram, Solution, take
+from cvxlayers.program import ConeProgram, Info, Solution, shaped, take
 from cvxlayers.units import in_units, units
 
 ACCURATE = 1e-8  # residuals up to this (or ten times the tolerance asked of the solver) make a row SOLVED, whatever the solver said
@@ -19,6 +19,7 @@ POLISHING, LONGEST = 4, 10  # Newton steps: linear constraints need one, curved 
 DIVERGED = 1e-2  # a residual beyond this after a Newton step: the start was outside the region of convergence
 
 SOLVED, INACCURATE, NUMERICAL_ERROR = int(Status.SOLVED), int(Status.INACCURATE), int(Status.NUMERICAL_ERROR)
+PRIMAL_INFEASIBLE, DUAL_INFEASIBLE = int(Status.PRIMAL_INFEASIBLE), int(Status.DUAL_INFEASIBLE)
 
 
 def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tuple[Solution, Residuals]:
@@ -30,7 +31,7 @@ def judge(kkt: KKT, program: ConeProgram, raw: Solution, tolerance: float) -> tu
     found = None
     if kkt.products.linear and kkt.products.passes is not None:
         found = residuals(kkt.products, program, raw.x, raw.y, raw.s)
-        if not raw.status.any() and (found.worst <= POLISHED).all():  # so all numbers are finite, too
+        if not np.count_nonzero(raw.status) and found.worst.max(initial=0.0) <= POLISHED:  # so all numbers are finite, too
             return raw, found
     claimed = raw.status <= INACCURATE
     finite = kkt.products.finite(raw.x, raw.y, raw.s)
@@ -101,3 +102,29 @@ def _newton_steps(
         rows, part, own, point = rows[going], take(part, going), take(own, going), take(point, going)
         before = after.worst[going]
         e = None if e is None else e[going]
+
+
+def told(
+    solver: str, batch: tuple[int, ...], solution: Solution, quality: Residuals, start: Solution | None, valid: np.ndarray | None
+) -> Info:
+    """What happened, in batch shape; ``start`` has the ``valid`` rows (None: all), NaN in those that began cold."""
+    status, objective = solution.status, quality.objective
+    if status.any():
+        objective = np.where(status <= INACCURATE, objective, np.nan)
+        objective[status == PRIMAL_INFEASIBLE] = np.inf
+        objective[status == DUAL_INFEASIBLE] = -np.inf
+    warm = np.zeros(len(status), dtype=bool)
+    if start is not None:
+        warm[valid if valid is not None else slice(None)] = np.isfinite(start.x).all(axis=1)
+    found = shaped(solution, batch)
+    return Info(
+        status=found.status,
+        objective=objective.reshape(batch),
+        primal_residual=quality.primal.reshape(batch),
+        dual_residual=quality.dual.reshape(batch),
+        gap=quality.gap.reshape(batch),
+        iterations=found.iterations,
+        solver=solver,
+        warm_started=warm.reshape(batch),
+        solution=found,
+    )

@@ -60,6 +60,19 @@ def test_the_solution_is_the_one_built_in(name: str, rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("name", CONES)
+def test_no_work_for_cotangents_that_nobody_wants(name: str, rng: np.random.Generator) -> None:
+    layer, program, known = regular(CONES[name], rng)
+    solution = replace(call(layer, program), status=known.status)
+    x, y = rng.standard_normal(known.x.shape), rng.standard_normal(known.y.shape)
+    whole, _ = layer.vjp(program, solution, Solution(x, y, np.zeros_like(known.s)))
+    for wanted in ((False, False), (True, False), (False, True)):
+        part, _ = layer.vjp(program, solution, Solution(x, y, None), wanted)
+        assert [part.P is not None, part.A is not None] == list(wanted)
+        for got, want in zip(vars(part).values(), vars(whole).values(), strict=True):
+            assert got is None or np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", CONES)
 def test_derivatives_of_x_y_s_in_P_q_A_b(name: str, rng: np.random.Generator) -> None:
     layer, program, known = regular(CONES[name], rng)
     solution = replace(call(layer, program), status=known.status)

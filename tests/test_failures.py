@@ -37,6 +37,15 @@ def box(solver: str | None) -> CvxpyLayer:
     return CvxpyLayer(problem, parameters=[p, lower, upper, slope], variables=[x, y], solver=solver)
 
 
+def test_a_parameter_that_the_cone_program_does_not_have_is_checked_all_the_same() -> None:
+    x, p, q = cp.Variable(2), cp.Parameter(2, name="p"), cp.Parameter(2, name="q")
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - p) + q[0]), [x >= 0]), [p, q], [x])
+    values = np.ones((3, 2)), np.array([[1.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]])
+    _, info = layer(*values, on_failure="nan", return_info=True)
+    assert info.status.tolist() == [Status.SOLVED, Status.INVALID_PARAMETER, Status.INVALID_PARAMETER]
+    assert info.objective[0] == pytest.approx(1.0)
+
+
 def good() -> list[np.ndarray]:
     return [np.array([[0.3, 2.0], [-3.0, 0.1], [0.5, 0.5], [0.7, -0.2]]), -np.ones((4, 2)), np.ones((4, 2)), np.array([1.0, 2.0, 3.0, 0.5])]
 

@@ -387,7 +387,7 @@ def test_rows_do_not_depend_on_how_the_batch_is_cut(rng: np.random.Generator, mo
     cotangent = Solution(*(rng.standard_normal(a.shape) for a in (solution.x, solution.y, solution.s)))
     whole, _ = adjoint.vjp(kkt, program, solution, cotangent)
     monkeypatch.setattr("cvxlayers.kkt.CHUNK", 500)
-    assert len(kkt.chunks(9)) > 2
+    assert kkt.chunk < 4
     cut, _ = adjoint.vjp(kkt, program, solution, cotangent)
     for a, b in zip(vars(whole).values(), vars(cut).values(), strict=True):
         assert np.array_equal(a, b)

@@ -34,7 +34,8 @@ class Mapped(interface.HostLayer):
         if info is not None:
             host.check_start(info, rule.batch(self.pairs.inputs, operands), self.core.conic.pattern)
             operands.append(jax.lax.stop_gradient(host.state_of(jax.tree.map(jnp.asarray, info.solution), jnp.concatenate)))
-        *outputs, record = rule_p.bind(*operands, call=Call(self.pairs, replace(options, warm_start=None), dtypes), rule=rule)
+        options = replace(options, warm_start=None, informed=True)
+        *outputs, record = rule_p.bind(*operands, call=Call(self.pairs, options, dtypes), rule=rule)
         pairs = zip(outputs, self.core.outputs, strict=True)
         outputs = tuple(jax.lax.complex(v[..., 0], v[..., 1]) if port.complex else v for v, port in pairs)
         return (outputs, info_of(self.core, record)) if return_info else outputs

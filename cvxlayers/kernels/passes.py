@@ -55,9 +55,21 @@ def _transposed(indptr, indices, A, y, out):
         out[j] = total
 
 
-@typed(void(ROWS, *PIECES, ROWS, OUT))
+@inner
+def _finite(line):
+    found = True
+    for i in range(len(line)):
+        found &= abs(line[i]) < np.inf
+    return found
+
+
+@typed(boolean(ROWS, *PIECES, ROWS, OUT))
 def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
-    """out = base + p M', M (entries, size) in pieces as `cvxlayers.row_map.RowMap` cuts it; base and p (rows, ...) or (1, ...)."""
+    """out = base + p M', M (entries, size) in pieces as `cvxlayers.row_map.RowMap` cuts it; base and p (rows, ...) or (1, ...).
+
+    Returns whether every entry of p and of out is a finite number.
+    """
+    finite = True
     for r in range(out.shape[0]):
         here, own, line = base[r if r < base.shape[0] else 0], p[r if r < p.shape[0] else 0], out[r]
         for i in range(out.shape[1]):
@@ -69,6 +81,8 @@ def combine(base, ones, columns, factors, rest, starts, indices, data, p, out):
             for k in range(starts[e], starts[e + 1]):
                 total += data[k] * own[indices[k]]
             line[rest[e]] = total
+        finite &= _finite(own) & _finite(line)
+    return finite
 
 
 @typed(void(*PIECES, ROWS, OUT))
@@ -87,9 +101,8 @@ def collect(ones, columns, factors, rest, starts, indices, data, g, out):
 @inner
 def _all_finite(a):
     for r in range(a.shape[0]):
-        for i in range(a.shape[1]):
-            if not abs(a[r, i]) < np.inf:
-                return False
+        if not _finite(a[r]):
+            return False
     return True
 
 
@@ -133,18 +146,17 @@ def _below(a):
     return 0.0 if a >= 0.0 else a
 
 
-RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT, OUT, OUT)
+RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT)
 
 
 @typed(RESIDUALS)
-def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, wide, tall, out):
+def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, out):
     """out (5, rows): primal, dual, gap, objective and the worst of the first three, as `cvxlayers.products.Residuals` defines them.
 
-    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y; ``wide``
-    (2, n) and ``tall`` (1, m) are to work in.
+    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y.
     """
     n, m = x.shape[1], y.shape[1]
-    Px, ATy, Ax = wide[0], wide[1], tall[0]
+    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
     for r in range(x.shape[0]):
         _symmetric(P_indptr, P_indices, P[r], x[r], Px)
         _times(A_indptr, A_indices, A[r], x[r], Ax)
@@ -172,11 +184,11 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
 
 
-@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT, OUT, OUT1))
-def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, wide, tall, slack, error):
-    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them; work as in `residuals`."""
+@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT1))
+def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
+    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them; `residuals` on kind."""
     n, m = x.shape[1], y.shape[1]
-    Px, ATy, Ax = wide[0], wide[1], tall[0]
+    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
     for r in range(x.shape[0]):
         _symmetric(P_indptr, P_indices, P[r], x[r], Px)
         _times(A_indptr, A_indices, A[r], x[r], Ax)
@@ -195,36 +207,47 @@ def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kin
         error[r] = primal / _greater(length, 1e-8) + (dual + sign) / _greater(size, 1e-8)
 
 
-@typed(void(VALUES, VALUES, PLACE, OUT, OUT1))
-def linearize(y, s, kind, values, margin):
-    """For zero and nonnegative cones: the derivative (rows, m) of the dual cone's projection at v = y - s, and the relative margin."""
-    for r in range(y.shape[0]):
-        nearest, size = np.inf, 0.0
-        for i in range(y.shape[1]):
-            v = y[r, i] - s[r, i]
-            size = _greater(v, size)
-            if kind[i] == 0:
-                values[r, i] = 1.0
-            else:
-                values[r, i] = 1.0 if v > 0 else 0.0
-                if not abs(v) >= nearest:
-                    nearest = abs(v)
-        margin[r] = nearest / (1 + size)
+@inner
+def _assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries, out):
+    n = len(at_diagonal) - len(d)
+    for k in range(len(out)):
+        out[k] = 0.0
+    for k in range(len(at_P)):
+        out[at_P[k]] = P[k]
+    for i in range(len(d)):
+        out[at_diagonal[n + i]] = d[i] - 1
+    for k in range(len(at_linear)):
+        out[at_linear[k]] = A[linear_entries[k]] * sqrt(d[linear_rows[k]])
 
 
 @typed(void(VALUES, VALUES, VALUES, *[PLACE] * 5, OUT))
 def assemble(P, A, d, at_P, at_diagonal, at_linear, linear_rows, linear_entries, out):
     """out (rows, nnz) = the entries of K that come from P, from d - 1 and from rows of diag(sqrt d) A that no rotation touches."""
-    n = len(at_diagonal) - d.shape[1]
     for r in range(out.shape[0]):
-        for k in range(out.shape[1]):
-            out[r, k] = 0.0
-        for k in range(len(at_P)):
-            out[r, at_P[k]] = P[r, k]
-        for i in range(d.shape[1]):
-            out[r, at_diagonal[n + i]] = d[r, i] - 1
-        for k in range(len(at_linear)):
-            out[r, at_linear[k]] = A[r, linear_entries[k]] * sqrt(d[r, linear_rows[k]])
+        _assemble(P[r], A[r], d[r], at_P, at_diagonal, at_linear, linear_rows, linear_entries, out[r])
+
+
+@typed(void(*[VALUES] * 6, *[PLACE] * 6, OUT, OUT, OUT, OUT1))
+def system(P, A, y, s, top, bottom, kind, at_P, at_diagonal, at_linear, linear_rows, linear_entries, d, values, rhs, margin):
+    """For zero and nonnegative cones: d (rows, m), the derivative of the dual cone's projection at v = y - s, and the relative margin.
+
+    Then K at this d as `assemble` makes it, and rhs = [top; diag(sqrt d) bottom].
+    """
+    n, m = top.shape[1], y.shape[1]
+    for r in range(y.shape[0]):
+        nearest, size = np.inf, 0.0
+        for j in range(n):
+            rhs[r, j] = top[r, j]
+        for i in range(m):
+            v = y[r, i] - s[r, i]
+            size = _greater(v, size)
+            active = kind[i] == 0 or v > 0
+            d[r, i] = 1.0 if active else 0.0
+            rhs[r, n + i] = bottom[r, i] if active else 0.0 * bottom[r, i]
+            if kind[i] != 0 and not abs(v) >= nearest:
+                nearest = abs(v)
+        margin[r] = nearest / (1 + size)
+        _assemble(P[r], A[r], d[r], at_P, at_diagonal, at_linear, linear_rows, linear_entries, values[r])
 
 
 @typed(void(VALUES, types.Array(float64, 4, "A", readonly=True), VALUES, *[PLACE] * 6, OUT), allocates=True)
@@ -257,13 +280,14 @@ def rotate(A, vectors, root, entries, inner, slot, entry_starts, pair_starts, po
 
 @typed(void(*[VALUES] * 4, *[PLACE] * 4, OUT, OUT))
 def outer(x, y, u, w, P_indptr, P_indices, A_indptr, A_indices, dP, dA):
-    """dP = -(u x' + x u')/2 (twice that off the diagonal) and dA = -(y u' + w x') on the stored entries."""
-    for r in range(x.shape[0]):
+    """dP = -(u x' + x u')/2 (twice that off the diagonal) and dA = -(y u' + w x') on the stored entries, of as many rows as each has."""
+    for r in range(dP.shape[0]):
         for j in range(len(P_indptr) - 1):
             for k in range(P_indptr[j], P_indptr[j + 1]):
                 i = P_indices[k]
                 both = u[r, i] * x[r, j] + x[r, i] * u[r, j]
                 dP[r, k] = -both / 2 if i == j else -both
+    for r in range(dA.shape[0]):
         for j in range(len(A_indptr) - 1):
             for k in range(A_indptr[j], A_indptr[j + 1]):
                 i = A_indices[k]

@@ -10,6 +10,7 @@ share factorizations: that is bitwise the same, for a lane does what it would ha
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class Systems:
         return z, figures
 
 
+@lru_cache(maxsize=64)
 def arranged(rows: int, repeated: int) -> np.ndarray:
     """Which rows share a block, (blocks, LANES), for matrices that repeat after ``repeated`` rows; lanes left over take the last row.
 

@@ -66,7 +66,7 @@ def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0, work: fl
     >>> seen
     [0, 1, 2, 3, 4]
     """
-    threads = min(limit(jobs), blocks) if work >= LARGE else 1
+    threads = min(limit(jobs), blocks) if work >= LARGE and blocks > 1 else 1
     if threads <= 1:
         if blocks:
             task(0, blocks)

@@ -41,6 +41,6 @@ class ActiveSet(Solver):
     def solve(self, pattern: Pattern, program: ConeProgram, start: Solution | None = None) -> Solution:
         """Solve every row afresh; ``start`` means nothing to it."""
         settings: Any = self.settings
-        P, q, A, b = map(read_only, (program.P, program.q, program.A, program.b))
+        P, q, A, b = read_only(program.P), read_only(program.q), read_only(program.A), read_only(program.b)
         found = _programs(pattern).solve(P, q, A, b, len(program.q), settings["tol_feas"], settings["max_iter"], self.jobs)
         return Solution(*found)

@@ -26,8 +26,8 @@ def blocks(cone: Product) -> Iterator[tuple[Cone, np.ndarray]]:
 
 def read_only(values: np.ndarray) -> np.ndarray:
     """Contiguous rows, one where all are the same memory; read-only, whatever they were, lest kernels compile once for either kind."""
-    values = np.ascontiguousarray(values[:1] if len(values) and values.strides[0] == 0 else values).view()
-    values.flags.writeable = False
+    values = np.ascontiguousarray(values[:1] if len(values) > 1 and values.strides[0] == 0 else values).view()
+    values.setflags(write=False)
     return values
 
 

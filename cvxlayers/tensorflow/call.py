@@ -7,6 +7,7 @@ away in eager mode and by a node of the graph inside tf.function, where the stat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
 from cvxlayers.backend import NUMPY, backend_of
-from cvxlayers.host import HostMap, Options, batch_shapes, check_count, common_batch, converted, solution_of, state_of, state_size
+from cvxlayers.host import HostMap, Options, batch_shapes, check_count, common_batch, converted, solution_of, state_size
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values
 
@@ -34,7 +35,8 @@ class Call:
 
     def __init__(self, core: HostMap, params: Sequence[Any], options: Options) -> None:
         check_count(core.inputs, params)
-        self.core, self.options, self.eager = core, options, tf.executing_eagerly()
+        self.core, self.eager = core, tf.executing_eagerly()
+        self.options = replace(options, informed=self.eager)
         self.at = [k for k, p in enumerate(params) if backend_of(p).name == "tensorflow"]
         self.params = [
             p if isinstance(p, tf.TensorSpec) else converted(port, tf.convert_to_tensor, p if k in self.at else converted(port, _array, p))
@@ -73,7 +75,7 @@ class Call:
         if self.eager:
             self.info, self.saved = info, saved
             return outputs
-        return [*outputs, state_of(info.solution)]
+        return [*outputs, self.core.state(saved)]
 
     def derive(self, rule: Rule, values: Values, state: Sequence[Any]) -> list[Any]:
         """A derivative. ``state`` is empty in eager mode, where the host has saved more than that."""

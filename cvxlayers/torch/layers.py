@@ -15,7 +15,7 @@ from torch import Tensor
 from cvxlayers import interface
 from cvxlayers.host import HostMap, Options, check_count, converted
 from cvxlayers.rules import Rule
-from cvxlayers.torch.rule import CORES, Call, RuleFunction, array, described, nested
+from cvxlayers.torch.rule import CORES, PLAIN, Call, Direct, RuleFunction, array, described, nested
 
 
 class _Module(interface.HostLayer, torch.nn.Module):
@@ -76,12 +76,13 @@ def eager(core: HostMap, params: Sequence[Any], options: Options, return_info: b
         p if isinstance(p, Tensor) else torch.from_numpy(converted(port, array, p)).to(device)
         for p, port in zip(params, core.inputs, strict=True)
     ]
-    differentiable = nested() or (torch.is_grad_enabled() and any([t.requires_grad for t in tensors]))
-    call = Call(core, options, dtype, bare=not differentiable)
-    if differentiable:
+    call = Call(core, options, dtype)
+    if nested() or not PLAIN.issuperset(map(type, tensors)):
         outputs = RuleFunction.apply(call, Rule.solution(core), *tensors)[:-1]
+    elif torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
+        outputs = Direct.apply(call, *tensors)
     else:
-        outputs = RuleFunction.forward(call, Rule.solution(core), *tensors)
+        outputs = call.solve(tensors)
     return (outputs, call.infos[-1]) if return_info else outputs
 
 

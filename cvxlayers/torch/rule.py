@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cvxlayers.backend import NUMPY
-from cvxlayers.host import HostMap, Options, solution_of, state_of
+from cvxlayers.host import HostMap, Options, solution_of
 from cvxlayers.program import Info
 from cvxlayers.rules import Rule, Values, flat
 
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
 CORES: weakref.WeakValueDictionary[str, HostMap] = weakref.WeakValueDictionary()  # a graph can name a map, not hold it
 
 
@@ -34,33 +35,41 @@ class Call:
     options: Options
     dtype: torch.dtype
     key: str = ""
-    infos: list[Info] = field(default_factory=list)
+    infos: list[Info | None] = field(default_factory=list)
     saved: list[Any] = field(default_factory=list)
-    bare: bool = False  # without the state, where nothing will be differentiated
+
+    def solve(self, params: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs."""
+        found, info, saved = self.core.forward(params, self.options)
+        self.infos.append(info)
+        self.saved.append(saved)
+        return self.tensors(found, Rule.solution(self.core), params)
+
+    def state(self) -> Tensor:
+        """The state that `solve` has found."""
+        return torch.from_numpy(self.core.state(self.saved[-1]))
 
     def run(self, rule: Rule, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Call the host."""
-        if rule.given:
-            (*directions, params), state = rule.split(tensors)
-            saved = self.saved[0] if self.saved else self.core.restore(params, solution_of(host(state), self.core.conic.pattern))
-            found = rule.run(self.core, saved, directions)
-        else:
-            found, info, saved = self.core.forward(tensors, self.options)
-            self.infos.append(info)
-            self.saved.append(saved)
-            found = found if self.bare else [*found, state_of(info.solution)]
-        return tuple(tensor(value, *kind) for value, kind in zip(found, self.kinds(rule, tensors), strict=True))
+        if not rule.given:
+            return *self.solve(tensors), self.state()
+        (*directions, params), state = rule.split(tensors)
+        saved = self.saved[0] if self.saved else self.core.restore(params, solution_of(host(state), self.core.conic.pattern))
+        return self.tensors(rule.run(self.core, saved, directions), rule, tensors)
+
+    def tensors(self, found: Sequence[Any], rule: Rule, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Arrays that a rule has found as tensors."""
+        return tuple([tensor(value, *kind) for value, kind in zip(found, self.kinds(rule, operands), strict=True)])
 
     def kinds(self, rule: Rule, tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device | None]]:
         """The dtypes and devices of the results."""
         if rule.result.kind == "inputs":
-            params = rule.split(tensors)[0][-1]
-            return [(params[k].dtype, params[k].device) for k in rule.result.which]
+            first = len(tensors) - 1 - rule.size  # the parameters and the state come last
+            return [(tensors[first + k].dtype, tensors[first + k].device) for k in rule.result.which]
         real = self.dtype.to_real()  # half precision has no complex type
         device = tensors[0].device if tensors else None
         complex_ = [self.core.outputs[k].complex for k in rule.result.which]
-        outputs = [(torch.promote_types(real, torch.complex64) if wide else real, device) for wide in complex_]
-        return outputs if rule.given or self.bare else [*outputs, (torch.float64, None)]
+        return [(torch.promote_types(real, torch.complex64) if wide else real, device) for wide in complex_]
 
 
 class RuleFunction(torch.autograd.Function):
@@ -68,7 +77,7 @@ class RuleFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):  # else those of a trace, without numbers
+        if PLAIN.issuperset(map(type, tensors)):  # else those of a trace, without numbers
             return call.run(rule, tensors)
         return tuple(_rule_op(call.key, call.dtype, rule.text, tensors))
 
@@ -87,11 +96,8 @@ class RuleFunction(torch.autograd.Function):
         call, rule = ctx.call, ctx.rule
         (values, state), (needed, _) = rule.split(ctx.saved_tensors), rule.split(ctx.needs_input_grad[2:])
         found: list[Any] = []
-        for j, (argument, asked) in enumerate(zip(rule.arguments, needed, strict=True)):
-            wanted = [k for k, one in zip(argument.which, asked, strict=True) if one]
-            term = rule.adjoint(j, wanted, values, given[: len(rule.result.which)])
-            pulled = iter(_apply(call, state, *term) if term else [None] * len(wanted))
-            found += [next(pulled) if one else None for one in asked]
+        for j, asked in enumerate(needed):
+            found += _pulled(call, rule, j, asked, values, state, given[: len(rule.result.which)])
         return None, None, *found, *([None] if rule.given else [])
 
     @staticmethod
@@ -113,10 +119,39 @@ class RuleFunction(torch.autograd.Function):
 vars(RuleFunction.forward)["__signature__"] = inspect.signature(RuleFunction.forward)  # asked for at every call: 20 us
 
 
+class Direct(torch.autograd.Function):
+    """The map itself, parameters -> outputs, where no transform is at work.
+
+    Its adjoint is that of the host; where that is to be differentiated in turn, it is the rule's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *params: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.save_for_backward(*params)  # PyTorch then also refuses tensors changed in place since the call
+        ctx.set_materialize_grads(False)
+        return call.solve(params)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
+        call, params, needed = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or nested():
+            return None, *_pulled(call, Rule.solution(call.core), 0, needed, [params], call.state(), given)
+        found = call.core.vjp(call.saved[0], [None if g is None else host(g) for g in given], needed)
+        return None, *[tensor(g, p.dtype, p.device) if asked else None for g, p, asked in zip(found, params, needed, strict=True)]
+
+
+def _pulled(call: Call, rule: Rule, j: int, asked: Sequence[bool], values: Values, state: Tensor, given: Sequence[Any]) -> list[Any]:
+    """The cotangents of the entries ``asked`` of argument j of a rule, None for the others."""
+    wanted = [k for k, one in zip(rule.arguments[j].which, asked, strict=True) if one]
+    term = rule.adjoint(j, wanted, values, given)
+    pulled = iter(_apply(call, state, *term) if term else [None] * len(wanted))
+    return [next(pulled) if one else None for one in asked]
+
+
 def _apply(call: Call, state: Tensor, rule: Rule, values: Values) -> tuple[Tensor, ...]:
-    apply = (
-        RuleFunction.apply if torch.is_grad_enabled() or nested() else RuleFunction.forward
-    )  # nothing for second order unless it may be asked for
+    # nothing for second order unless it may be asked for
+    apply = RuleFunction.apply if torch.is_grad_enabled() or nested() else RuleFunction.forward
     return apply(call, rule, *flat(values, state))
 
 
@@ -146,7 +181,8 @@ def _rule_op(key: str, dtype: torch.dtype, rule: str, tensors: Sequence[Any]) ->
 @_rule_op.register_fake
 def _(key: str, dtype: torch.dtype, text: str, tensors: Sequence[Any]) -> list[Tensor]:
     call, rule = described(key, dtype), Rule.read(text)
-    results = zip(rule.shapes(call.core, tensors), call.kinds(rule, tensors), strict=True)
+    kinds = [*call.kinds(rule, tensors), *([] if rule.given else [(torch.float64, None)])]  # and the state
+    results = zip(rule.shapes(call.core, tensors), kinds, strict=True)
     return [torch.empty(shape, dtype=dtype, device=device) for shape, (dtype, device) in results]
 
 
