@@ -129,6 +129,10 @@ class Products:
             rows &= np.isfinite(array).all(axis=1)
         return None if rows.all() else rows
 
+    def work(self) -> np.ndarray:
+        """Memory for one pass over the rows: Px, A'y and Ax."""
+        return np.empty(2 * self.pattern.n + self.pattern.m)
+
     def _passed(self, product: Any, places: tuple[np.ndarray, ...], values: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
         out = np.empty((len(v), size))
         product(*places, values, v, out)
@@ -160,7 +164,7 @@ def residuals(products: Products, program: ConeProgram, x: np.ndarray, y: np.nda
         nearest = (s, y) if products.linear or projected else (cone.project(s), cone.dual().project(y))
         out = np.empty((5, len(x)))
         data = program.P, program.q, program.A, program.b
-        products.passes.residuals(*data, x, y, s, *nearest, *products.places, products.kind, out)
+        products.passes.residuals(*data, x, y, s, *nearest, *products.places, products.kind, products.work(), out)
         return Residuals(*out)
     Px, Ax, ATy = products.P(program.P, x), products.A(program.A, x), products.AT(program.A, y)
     q, b = program.q, program.b

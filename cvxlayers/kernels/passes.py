@@ -146,17 +146,18 @@ def _below(a):
     return 0.0 if a >= 0.0 else a
 
 
-RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT)
+RESIDUALS = void(*[VALUES] * 9, *[PLACE] * 5, OUT1, OUT)
 
 
 @typed(RESIDUALS)
-def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, out):
+def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_indptr, A_indices, kind, work, out):
     """out (5, rows): primal, dual, gap, objective and the worst of the first three, as `cvxlayers.products.Residuals` defines them.
 
-    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y.
+    ``kind`` (m,) is 0 for rows of zero cones, 1 of nonnegative ones, 2 of others, whose projections are nearest_s and nearest_y;
+    ``work`` (2 n + m,) is to work in.
     """
     n, m = x.shape[1], y.shape[1]
-    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    Px, ATy, Ax = work[:n], work[n : 2 * n], work[2 * n : 2 * n + m]
     for r in range(x.shape[0]):
         _symmetric(P_indptr, P_indices, P[r], x[r], Px)
         _times(A_indptr, A_indices, A[r], x[r], Ax)
@@ -184,11 +185,14 @@ def residuals(P, q, A, b, x, y, s, nearest_s, nearest_y, P_indptr, P_indices, A_
         out[4, r] = _greater(out[0, r], _greater(out[1, r], out[2, r]))
 
 
-@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT, OUT1))
-def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, slack, error):
-    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them; `residuals` on kind."""
+@typed(void(*[VALUES] * 6, *[PLACE] * 5, OUT1, OUT, OUT1))
+def active_error(P, q, A, b, x, y, P_indptr, P_indices, A_indptr, A_indices, kind, work, slack, error):
+    """The slack b - Ax, zero where a row is active, and the error as `cvxlayers.solvers.dense.checked` has them.
+
+    `residuals` says what ``kind`` and ``work`` are.
+    """
     n, m = x.shape[1], y.shape[1]
-    Px, ATy, Ax = np.empty(n), np.empty(n), np.empty(m)
+    Px, ATy, Ax = work[:n], work[n : 2 * n], work[2 * n : 2 * n + m]
     for r in range(x.shape[0]):
         _symmetric(P_indptr, P_indices, P[r], x[r], Px)
         _times(A_indptr, A_indices, A[r], x[r], Ax)

@@ -6,8 +6,8 @@ optimized with everything that it calls, once. Kernels also do without some pass
 (`cvxlayers.kernels.lowering`, `cvxlayers.kernels.calls`); types of calls are found once; and the collector of Python, which would go over
 millions of objects again and again to find little, waits until a kernel is compiled.
 
-ENTRY and WITHIN are the options that say so, for the one and for the other; both are empty with a numba that is older or newer than TRIED, or has
-other names for what is changed here, and then compiles kernels as it does all functions.
+ENTRY and WITHIN are the options that say so, for the one and for the other; both are empty with a numba that is older or newer than
+TRIED, or has other names for what is changed here, and then compiles kernels as it does all functions.
 """
 
 from __future__ import annotations
@@ -136,6 +136,8 @@ class Addresses:
 
 
 TRIED = (0, 62), (0, 68)
-KNOWN = TRIED[0] <= tuple(numba.version_info.short) <= TRIED[1] and all(hasattr(place, name) for place, names in CHANGED.items() for name in names)
+KNOWN = TRIED[0] <= tuple(numba.version_info.short) <= TRIED[1] and all(
+    hasattr(place, name) for place, names in CHANGED.items() for name in names
+)
 ENTRY: dict[str, Any] = {"pipeline_class": Pipeline} if KNOWN else {}
 WITHIN: dict[str, Any] = {"pipeline_class": Within} if KNOWN else {}

@@ -10,14 +10,14 @@ from cvxlayers.kernels.lanes import LANES, Compiled, aligned, compiled, inner, s
 from cvxlayers.kernels.ldl import Factors, factor, refine
 from cvxlayers.kernels.symbolic import Symbolic
 from cvxlayers.kernels.threads import run
-from cvxlayers.kernels.turned import turn_in, turn_out
+from cvxlayers.kernels.turned import contiguous, turn_in, turn_out
 
 
 @inner
 def gather(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[k, j] = source[LANES * block + j, k]; lanes beyond the last row repeat it. source (rows, entries), target (entries, LANES)."""
     rows, entries = source.shape
-    turned = entries - entries % LANES if LANES * (block + 1) <= rows else 0
+    turned = entries - entries % LANES if contiguous(source) and LANES * (block + 1) <= rows else 0
     for k in range(0, turned, LANES):
         turn_in(source, LANES * block, k, target)
     for j in range(target.shape[1]):  # LANES: a number that the compiler knew would be eight loops
@@ -42,7 +42,7 @@ def gather_at(source: Compiled, block: Compiled, places: Compiled, target: Compi
 def scatter(source: Compiled, block: Compiled, target: Compiled) -> None:
     """target[LANES * block + j, k] = source[k, j] for the rows that exist; source (entries, LANES), target (rows, entries)."""
     rows, entries = target.shape
-    turned = entries - entries % LANES if LANES * (block + 1) <= rows else 0
+    turned = entries - entries % LANES if contiguous(target) and LANES * (block + 1) <= rows else 0
     for k in range(0, turned, LANES):
         turn_out(source, LANES * block, k, target)
     for j in range(source.shape[1]):

@@ -1,6 +1,6 @@
 """Squares of LANES rows and LANES entries, turned in registers on their way from a batch to lanes and back.
 
-One by one numbers would take three times as long. Arrays of a batch are C-contiguous, of float32 or float64.
+One by one numbers would take three times as long. Arrays of a batch are `contiguous`, of float32 or float64.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ def _corner(context: Any, builder: Any, kind: Any, array: Any, row: Any, column:
     start = builder.gep(whole.data, [builder.add(builder.mul(row, width), column)])
     places = [builder.gep(start, [builder.mul(width, width.type(i))]) for i in range(LANES)]
     return [builder.bitcast(place, vector.as_pointer()) for place in places], vector
+
+
+@emitted
+def contiguous(typing_context: Any, array: Compiled) -> Any:
+    """Whether rows follow each other without gaps, as far as the type of the array tells."""
+    return types.boolean(array), lambda context, builder, sig, args: context.get_constant(types.boolean, array.layout == "C")
 
 
 @emitted

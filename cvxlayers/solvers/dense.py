@@ -133,7 +133,7 @@ def checked(products: Products, program: ConeProgram, x: np.ndarray, y: np.ndarr
     slack, error = np.empty(program.b.shape), np.empty(len(x))
     if products.passes is not None:
         data = program.P, program.q, program.A, program.b
-        products.passes.active_error(*data, x, y, *products.places, products.kind, slack, error)
+        products.passes.active_error(*data, x, y, *products.places, products.kind, products.work(), slack, error)
         return slack, error
     with np.errstate(over="ignore", invalid="ignore"):
         slack, Px, ATy = program.b - products.A(program.A, x), products.P(program.P, x), products.AT(program.A, y)
