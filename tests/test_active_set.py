@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from cvxlayers.cones import NonNegative, Product, Zero
 from cvxlayers.conic import ConicLayer
 from cvxlayers.errors import Status
-from cvxlayers.program import ConeProgram, Pattern
+from cvxlayers.program import ConeProgram, Pattern, take
 from cvxlayers.solvers import find, get
+from cvxlayers.solvers.scaling import even
+from tests.families import batch
 from tests.test_interior import rows_of, same
 from tests.test_solvers import dense, falling, farkas, feasible, residual, row, values
 
@@ -250,3 +253,33 @@ def test_many_bounds_on_few_variables():
     same_program = ConeProgram(program.P, program.q, A.data[None], program.b)
     a, b = solve(pattern, program), solve(sparse, same_program)
     assert a.x.tobytes() == b.x.tobytes() and residual(sparse, same_program, b, 0) < 1e-13
+
+
+@pytest.mark.parametrize("family", ["linear", "quadratic"])
+def test_rows_in_units_far_apart_take_a_second_attempt_in_even_ones(family: str) -> None:
+    """Units from 1e-4 to 1e4: rows that one attempt leaves reach the known optimum, bitwise as they do alone."""
+    left = solved = 0
+    for number in (1, 4, 5, 13, 20, 21, 22):
+        pattern, program, optimum = batch(family, (3, 8, 20)[number % 3], True, np.random.default_rng([7, family == "quadratic", number]))
+        layer = ConicLayer(pattern, solver="ACTIVE_SET")
+        solution, info = layer.solve(program, (len(program.q),))
+        good = info.status == Status.SOLVED
+        np.testing.assert_allclose(info.objective[good], optimum[good], rtol=1e-7, atol=1e-7)
+        solver: Any = layer.solver
+        again = np.flatnonzero(solver._attempt(pattern, program).status != Status.SOLVED)
+        for k in again:
+            alone, _ = layer.solve(take(program, slice(k, k + 1)), (1,))
+            for name in ("x", "y", "s", "iterations"):
+                np.testing.assert_array_equal(getattr(alone, name)[0], getattr(solution, name)[k])
+        left, solved = left + len(again), solved + int(good.sum())
+    assert left and solved >= 69  # of 70
+
+
+def test_even_units_are_undone_exactly() -> None:
+    pattern, program, _ = batch("quadratic", 8, True, np.random.default_rng(1))
+    products = ConicLayer(pattern, solver="ACTIVE_SET").kkt.products
+    scaled, f, e = even(products, program)
+    largest = np.maximum(products.A_columns.reduce(abs(scaled.A), np.maximum), products.P_columns.reduce(abs(scaled.P), np.maximum))
+    assert (largest < 4).all() and (np.log2(f) % 1 == 0).all() and (np.log2(e) % 1 == 0).all()
+    x = np.random.default_rng(2).standard_normal(program.q.shape)
+    np.testing.assert_array_equal(products.A(scaled.A, x / f) - scaled.b, e * (products.A(program.A, x) - program.b))

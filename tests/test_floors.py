@@ -57,7 +57,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("cones",),
     ("program", "control.models"),
     ("products", "canonical", "solvers.base", "solvers.layout", "control.transcription"),
-    ("solvers.dense", "control.problem", "units"),
+    ("solvers.dense", "solvers.scaling", "control.problem", "units"),
     (
         "kkt",
         "affine",
