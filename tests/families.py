@@ -34,7 +34,7 @@ from cvxlayers.errors import Status
 from cvxlayers.program import ConeProgram, Pattern, Solution, take
 
 FAMILIES = ("linear", "quadratic", "second_order", "exponential", "power", "mixed")
-SIZES = (3, 8, 20)
+SIZES, WIDE = (3, 8, 20), (10, 20, 40)  # of variables; of mixed programs, whose active parts would else leave no multipliers unique
 BATCH = 10
 RESULT = Path(__file__).with_name("families.txt")
 AGREE = 1e-7  # of objectives, relative to 1 + their size
@@ -47,7 +47,7 @@ STEP, SMOOTH = 1e-3, 1e-6  # of differences, and how much they may change with h
 def cones_of(family: str, n: int, rng: np.random.Generator) -> tuple[Cone, ...]:
     """A product for n variables: enough rows that the solution is held by them."""
     equations, bounds = Zero(int(rng.integers(0, n // 2 + 1))), NonNegative(int(rng.integers(n, 3 * n)))
-    few = max(1, n // 4)
+    few = max(1, n // (12 if family == "mixed" else 4))
     kinds: dict[str, tuple[Cone, ...]] = {
         "second_order": tuple(SecondOrder(int(rng.integers(2, 9))) for _ in range(few)),
         "semidefinite": (Semidefinite(int(rng.integers(2, 5))),),
@@ -193,7 +193,7 @@ def run(family: str, count: int, seed: int = 0) -> Outcome:
     outcome = Outcome()
     for number in range(-(-count // BATCH)):
         rng = np.random.default_rng([seed, FAMILIES.index(family), number])
-        n, scaled = SIZES[number % len(SIZES)], number % 2 == 1
+        n, scaled = (WIDE if family == "mixed" else SIZES)[number % len(SIZES)], number % 2 == 1
         pattern, program, optimum = batch(family, n, scaled, rng)
         if number % 3 == 2:
             program = spoil(program, optimum, rng)
