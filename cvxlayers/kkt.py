@@ -187,7 +187,8 @@ class KKT:
             unit = rhs / peak[:, None]
             for row in np.flatnonzero(fallback):
                 z[row] = self._least_squares.solve(values[row, self._full], unit[row])
-            residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback])
+            scale = np.concatenate([np.ones((1, fallback.sum(), self.size)), self._equilibration(values[fallback])[None]])
+            residual[fallback] = self._residual(values[fallback], z[fallback], unit[fallback], scale).max(axis=0)  # in either units
             z[fallback] *= peak[fallback, None]
         return Solved(z, residual, fallback)
 
@@ -243,11 +244,11 @@ class KKT:
             scale *= step
         return scale
 
-    def _residual(self, values: np.ndarray, z: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-        """|K z - rhs| / |rhs| in the Euclidean norm, (rows,); zero where rhs is zero."""
+    def _residual(self, values: np.ndarray, z: np.ndarray, rhs: np.ndarray, scale: Any = 1.0) -> np.ndarray:
+        """|diag(scale) (K z - rhs)| / |diag(scale) rhs| in the Euclidean norm, (rows,); zero where rhs is zero."""
         Kz = self._by_column.reduce(values.take(self._full, axis=1) * z.take(self._full_indices, axis=1))
-        norm = np.linalg.norm(rhs, axis=1)
-        return np.linalg.norm(Kz - rhs, axis=1) / np.where(norm > 0, norm, 1.0)
+        norm = np.linalg.norm(scale * rhs, axis=-1)
+        return np.linalg.norm(scale * (Kz - rhs), axis=-1) / np.where(norm > 0, norm, 1.0)
 
     @cached_property
     def _systems(self) -> Any:

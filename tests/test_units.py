@@ -13,7 +13,7 @@ from cvxlayers.program import ConeProgram, Solution
 from cvxlayers.units import in_units, units
 from tests.families import FAMILIES, MARGIN, batch
 
-SIZES = {"mixed": (10, 20)}  # the others: (3, 8)
+SIZES = {"mixed": (20, 40)}  # the others: (3, 8)
 
 
 def slopes(layer: ConicLayer, program: ConeProgram, seed: int) -> tuple[np.ndarray, ...]:
