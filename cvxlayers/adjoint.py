@@ -36,8 +36,9 @@ class Certificate:
     """How far a derivative can be trusted, per row, (rows,) each.
 
     residual: |K z - r| / |r| of the linear solve, against the unscaled data; fallback: whether the minimum-norm least-squares solution
-    had to be taken, whose residual is the larger of that one and of the one in units that equilibrate K; margin: distance of v = y - s from the nearest kink of the cones' projections relative to 1 + |v| (the strict
-    complementarity margin), where that is small in `cvxlayers.units`.
+    had to be taken, whose residual is the larger of that one and of the one in units that equilibrate K; margin: distance of v = y - s
+    from the nearest kink of the cones' projections relative to 1 + |v| (the strict complementarity margin), where that is small in
+    `cvxlayers.units`.
     """
 
     residual: np.ndarray
