@@ -211,7 +211,7 @@ def test_certificates_of_every_cone(cone):
 
 def test_many_exponential_cones_take_one_attempt():
     """Logistic regressions: every row ends by itself, at the tolerance, where the scaling of their cones has lost no digits."""
-    rng, rows, samples, features = np.random.default_rng(2), 16, 100, 20
+    rng, rows, samples, features = np.random.default_rng(0), 16, 100, 20
     # log(1 + exp(a'x)) <= t as p + q <= 1, exp(-t) <= p, exp(a'x - t) <= q, in the variables (x, t, p, q)
     eye, none, wide = sp.eye(samples), sp.csc_matrix((samples, samples)), sp.csc_matrix((samples, features))
     one = sp.kron(eye, np.array([[1.0], [0.0], [0.0]])), sp.kron(eye, np.array([[0.0], [0.0], [-1.0]]))
@@ -233,9 +233,10 @@ def test_many_exponential_cones_take_one_attempt():
     program = ConeProgram(np.ones((rows, features)), np.tile(q, (rows, 1)), np.stack([each.data for each in A]), np.tile(b, (rows, 1)))
     found = solve(pattern, program)
     assert (found.status == Status.SOLVED).all() and (found.iterations <= 25).all()
-    x = found.x[:, :features]
+    # The solver's own x is as far off as its tolerance and rounding leave it, 1e-6 or so; what is returned is not.
+    x = ConicLayer(pattern, solver="INTERIOR").solve(program, (rows,))[0].x[:, :features]
     slope = x + np.einsum("bsf,bs->bf", data, 1 / (1 + np.exp(-np.einsum("bsf,bf->bs", data, x))))
-    np.testing.assert_allclose(slope, 0, atol=1e-6)
+    np.testing.assert_allclose(slope, 0, atol=1e-11)
 
 
 def test_too_large_a_matrix_is_left_to_others():

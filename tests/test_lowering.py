@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.errors import NumbaError
 
 from cvxlayers.kernels.disk import compiled, inner
 
@@ -119,5 +120,5 @@ def test_what_only_kernels_call_cannot_raise() -> None:
     def entry(a: Any) -> float:
         return refuses(a)
 
-    with pytest.raises(Exception, match="cannot raise"):
+    with pytest.raises(NumbaError, match="cannot raise"):
         compiled(entry)(np.ones(1))

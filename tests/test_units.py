@@ -13,7 +13,7 @@ from cvxlayers.program import ConeProgram, Solution
 from cvxlayers.units import in_units, units
 from tests.families import FAMILIES, MARGIN, batch
 
-SIZES = {"mixed": (20, 40)}  # the others: (3, 8)
+SIZES = {"mixed": (10, 20, 40)}  # the others: (3, 8)
 
 
 def slopes(layer: ConicLayer, program: ConeProgram, seed: int) -> tuple[np.ndarray, ...]:
@@ -38,8 +38,9 @@ def slopes(layer: ConicLayer, program: ConeProgram, seed: int) -> tuple[np.ndarr
 def test_derivatives_do_not_depend_on_units(family: str, solver: str) -> None:
     """The same programs, in units from 1e-4 to 1e4 and in good ones, where they are smooth and solved."""
     compared = told = 0
-    for number in range(4):
-        n = SIZES.get(family, (3, 8))[number % 2]
+    sizes = SIZES.get(family, (3, 8))
+    for number in range(2 * len(sizes)):
+        n = sizes[number % len(sizes)]
         results = []
         for scaled in (False, True):
             pattern, program, _ = batch(family, n, scaled, np.random.default_rng([7, FAMILIES.index(family), number]))

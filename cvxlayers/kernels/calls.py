@@ -13,6 +13,7 @@ from numba.core import callconv, cgutils, typed_passes
 from numba.core import ir as statements
 from numba.core.compiler_machinery import register_pass
 from numba.core.cpu import CPUContext
+from numba.core.errors import UnsupportedError
 
 from cvxlayers.kernels.lowering import Lowering
 
@@ -40,7 +41,7 @@ class InnerLowering(Lowering):
         if isinstance(inst, statements.Return):
             return self.builder.ret(self.loadvar(inst.value.name))
         if isinstance(inst, statements.StaticRaise | statements.DynamicRaise):
-            raise NotImplementedError(f"what only kernels call cannot raise: {self.loc}")
+            raise UnsupportedError("what only kernels call cannot raise", self.loc)
         return super().lower_inst(inst)
 
 
