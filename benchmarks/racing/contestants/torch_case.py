@@ -22,7 +22,8 @@ def torch_case(data: dict[str, np.ndarray], names: Iterable[str], answer: Callab
 
     def both() -> tuple[Tensor, dict[str, Tensor]]:
         x = answer(leaves)
-        gradients = torch.autograd.grad((x * weights).sum(), list(leaves.values()))
+        # pulled back directly: the sum of a loss is nobody's work here, and its threads would still spin when a quick contestant begins
+        gradients = torch.autograd.grad(x, list(leaves.values()), weights)
         return x, dict(zip(leaves, gradients, strict=True))
 
     return Case(forward, both, note)
