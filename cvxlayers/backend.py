@@ -44,6 +44,7 @@ class Verbs:
     take(x, indices)             x[..., indices] for a NumPy array of indices
     vjp(f, x)                    f(x) and its pullback g -> (f'(x)* g,), which can be differentiated again
     loop(going, body, state)     ``while going(*state): state = body(*state)``; has no derivative
+    users(f)                     a function of the user's as the framework compiles Python, where it does (AutoGraph in tf.function)
     scan(body, carry, xs)        ``carry, y = body(carry, x)`` over the leading axis of the arrays xs; the last carry and the ys, stacked
     constant(f, ranks, *arrays)  the tuple f(*arrays) as constants; f may branch on values. f broadcasts the axes in front of the last
                                  ``ranks[i]`` of each array; mapped axes (vmap) are put there
@@ -72,6 +73,7 @@ class Verbs:
     take: Callable[[Any, np.ndarray], Any]
     vjp: Callable[[Callable, Any], Any]
     loop: Callable[[Callable, Callable, tuple], tuple]
+    users: Callable[[Any], Any]
     scan: Callable[[Callable, Any, Any], tuple[Any, Any]]
     constant: Callable[..., tuple]
     linear: Callable[..., Any]
@@ -116,6 +118,15 @@ def _numpy_resolution(x: Any) -> float:
     return float(np.finfo(array.dtype).eps) if array.dtype.kind in "fc" else float(np.finfo(np.float64).eps)
 
 
+def verbatim(f: Any) -> Any:
+    """Marks a function or class of ours as one that AutoGraph, which rewrites Python for tf.function, calls as it stands.
+
+    There is nothing to rewrite in it, and rewriting takes several times as long as the rest. Users' functions inside: `Verbs.users`.
+    """
+    f.autograph_info__ = {}
+    return f
+
+
 def unrolled_loop(going: Callable, body: Callable, state: tuple) -> tuple:
     """`Verbs.loop` where values are at hand."""
     while going(*state):
@@ -152,6 +163,7 @@ NUMPY_VERBS = Verbs(
     take=lambda x, indices: x[..., indices],
     vjp=_no_vjp,
     loop=unrolled_loop,
+    users=lambda f: f,
     scan=unrolled_scan(np.stack),
     constant=lambda f, ranks, *arrays: f(*arrays),
     linear=lambda f, transposed, product, ranks, *arrays: f(*arrays),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.backend import NUMPY, Verbs, backend_of
+from cvxlayers.backend import NUMPY, Verbs, backend_of, verbatim
 from cvxlayers.errors import GradientWarning, InaccurateWarning, warn
 
 
@@ -51,12 +51,14 @@ def implicit_function(
     if method not in ("dense", "krylov"):
         raise ValueError(f"got the method {method!r}; wanted 'dense' or 'krylov'")
 
+    @verbatim
     def function(theta: Any) -> Any:
         leaves, rebuild = _flatten(theta)
         at = [k for k, leaf in enumerate(leaves) if backend_of(leaf) is not NUMPY and "float" in str(leaf.dtype)]
         if not at:
             return solve(theta)
         verbs = backend_of(leaves[at[0]]).verbs
+        equation, solver = verbs.users(residual), verbs.users(solve) if like is None else solve
         xp, arrays = verbs.xp, [verbs.asarray(leaves[k], leaves[k]) for k in at]
 
         def filled(arrays: Any) -> Any:
@@ -64,8 +66,8 @@ def implicit_function(
             return rebuild([given.get(k, leaf) for k, leaf in enumerate(leaves)])
 
         def find(*arrays: Any) -> tuple[Any, ...]:
-            u = _solution(verbs, solve, like, filled, arrays)
-            g = lambda u: residual(filled(arrays), u)  # noqa: E731
+            u = _solution(verbs, solver, like, filled, arrays)
+            g = lambda u: equation(filled(arrays), u)  # noqa: E731
             if method == "dense":
                 return u, _inverse(verbs, g, u)
             _check(u, g(u))
@@ -77,7 +79,7 @@ def implicit_function(
 
             def run(*given: Any) -> Any:
                 *at, u, b = given
-                forward, backward = _products(verbs, lambda u: residual(filled(at), u), u)
+                forward, backward = _products(verbs, lambda u: equation(filled(at), u), u)
                 first, second = (backward, forward) if transposed else (forward, backward)
                 x, left = _least_squares(verbs, first, second, b, max_iter)
                 verbs.host(_tell, None, left, left & ~left)
@@ -88,13 +90,13 @@ def implicit_function(
 
         def product(*given: Any) -> Any:
             *at, u, x = given
-            return _products(verbs, lambda u: residual(filled(at), u), u)[0](x)
+            return _products(verbs, lambda u: equation(filled(at), u), u)[0](x)
 
         ranks = tuple(len(a.shape) for a in arrays)
         root, *inverse = verbs.constant(_row_by_row(verbs, find, ranks), ranks, *arrays)
         u, held = root, [verbs.stop(a) for a in arrays]
         for _ in range(2):
-            value = residual(filled(arrays), u)
+            value = equation(filled(arrays), u)
             gap = value - verbs.stop(value)
             if method == "dense":
                 u = u - xp.matmul(inverse[0], gap[..., None])[..., 0]

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.backend import NUMPY, Verbs, backend_of
+from cvxlayers.backend import NUMPY, Verbs, backend_of, verbatim
 from cvxlayers.compiled import kernels
 from cvxlayers.thresholds import floats, increasing_root
 
 
+@verbatim
 def softmax(x: Any) -> Any:
     """Project scores x (*batch, n) onto the simplex, regularized by the entropy H(y) = -sum_i y_i log y_i.
 
@@ -35,6 +36,7 @@ def softmax(x: Any) -> Any:
     return e / _sum(verbs, e)
 
 
+@verbatim
 def sparsemax(x: Any) -> Any:
     """Project scores x (*batch, n) onto the simplex in the Euclidean norm.
 
@@ -48,6 +50,7 @@ def sparsemax(x: Any) -> Any:
     return constrained_sparsemax(x, 1.0)
 
 
+@verbatim
 def constrained_softmax(x: Any, upper: Any) -> Any:
     """`softmax` under upper bounds, a number or an array that broadcasts with the scores x (*batch, n).
 
@@ -84,6 +87,7 @@ def constrained_softmax(x: Any, upper: Any) -> Any:
     return solution(x, upper, full)
 
 
+@verbatim
 def constrained_sparsemax(x: Any, upper: Any) -> Any:
     """`sparsemax` under upper bounds, a number or an array that broadcasts with the scores x (*batch, n).
 
@@ -126,6 +130,7 @@ def constrained_sparsemax(x: Any, upper: Any) -> Any:
     return xp.where(free > 0, y - excess, bound)
 
 
+@verbatim
 def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
     """Weigh scores x (*batch, n) by the limited multi-label projection, a soft top-k: weights in (0, 1) that sum to k.
 

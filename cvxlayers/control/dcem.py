@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cvxlayers.backend import Verbs
+from cvxlayers.backend import Verbs, verbatim
 from cvxlayers.thresholds import floats
 from cvxlayers.topk import lml
 
@@ -27,6 +27,7 @@ class Search(NamedTuple):
     trace: Trace
 
 
+@verbatim
 def dcem(
     cost: Callable[[Any], Any],
     mean: Any,
@@ -63,7 +64,7 @@ def dcem(
     if not 1 <= n_elite <= n_sample or n_iter < 1:
         raise ValueError(f"got n_sample={n_sample}, n_elite={n_elite}, n_iter={n_iter}; wanted 1 <= n_elite <= n_sample and 1 <= n_iter")
     verbs, (mean, scale) = floats(mean, scale)
-    xp = verbs.xp
+    xp, cost = verbs.xp, verbs.users(cost)
     lower, upper = (None if b is None else verbs.asarray(b, mean) + xp.zeros_like(mean) for b in (lower, upper))
 
     def iterate(state: tuple[Any, ...], noise: tuple[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvxlayers.backend import NUMPY, backend_of
+from cvxlayers.backend import NUMPY, backend_of, verbatim
 from cvxlayers.compiled import kernels
 from cvxlayers.control import riccati
 from cvxlayers.errors import InaccurateWarning, warn
@@ -22,6 +22,7 @@ class Trajectory(NamedTuple):
     cost: Any
 
 
+@verbatim
 def lqr(C: Any, c: Any, F: Any, f: Any, x0: Any, horizon: int | None = None) -> Trajectory:
     """Minimize a quadratic cost under linear dynamics, for every row of the batch.
 

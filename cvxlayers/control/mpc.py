@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cvxlayers.backend import backend_of
+from cvxlayers.backend import backend_of, verbatim
 from cvxlayers.control import conditions, curvature, ilqr, sqp
 from cvxlayers.control.direct import Direct
 from cvxlayers.control.line_search import may
@@ -24,6 +24,7 @@ SOLVER = "INTERIOR"  # of the quadratic programs: the only one that takes a batc
 WEAK = 1e-6  # a constraint within this of its bound whose multiplier is below it, relative to the largest, is weakly active
 
 
+@verbatim
 class MPC:
     """Plan T steps ahead, for every row of a batch, and differentiate the plan.
 
@@ -99,7 +100,8 @@ class MPC:
 
         ``warm_start`` is the last plan, which is shifted by one stage. ``rti`` takes one step only and differentiates that.
         """
-        problem, options, verbs = self.problem, self.options, backend_of(x0).verbs
+        options, verbs = self.options, backend_of(x0).verbs
+        problem = self.problem.made(verbs.users)
         xp, batch, n = verbs.xp, tuple(x0.shape)[:-1], problem.n_state
         if tuple(x0.shape)[-1:] != (n,):
             raise ValueError(f"x0 has shape {tuple(x0.shape)}; wanted (*batch, {n})")

@@ -9,7 +9,7 @@ Inside, tau = [x; u] has the axes (..., stage, row, s): the batch is flat, axes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,12 @@ class Problem:
     terminal_constraints: Callable | None
     soft: tuple[str, Any, tuple[str, ...]] | None
     slew: tuple[str, Any] | None
+
+    def made(self, wrap: Callable[[Any], Any]) -> Problem:
+        """The problem with every function of the user's wrapped."""
+        names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
+        functions = {name: f for name in names if callable(f := getattr(self, name))}
+        return replace(self, **{name: wrap(f) for name, f in functions.items()})
 
     @property
     def softened(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from cvxlayers.backend import Verbs, backend_of
+from cvxlayers.backend import Verbs, backend_of, verbatim
 
 Params = Mapping[str, Any]
 ROUNDING = 1e-9  # how far beyond a limit, relative to it, a control still counts as within
@@ -25,6 +25,7 @@ DOUBLE_INTEGRATOR: Params = MappingProxyType({"mass": 1.0, "dt": 0.1})
 QUADROTOR: Params = MappingProxyType({"gravity": 9.81, "mass": 0.5, "inertia": 0.005, "arm": 0.15, "drag": 0.0, "dt": 0.02})
 
 
+@verbatim
 def pendulum(x: Any, u: Any, params: Params | None = None) -> Any:
     """A rod of uniform mass on a hinge: x = [angle from upright, angular velocity], u = [torque, N m].
 
@@ -46,6 +47,7 @@ def pendulum(x: Any, u: Any, params: Params | None = None) -> Any:
     return xp.stack([angle + p["dt"] * velocity, velocity], axis=-1)
 
 
+@verbatim
 def cartpole(x: Any, u: Any, params: Params | None = None) -> Any:
     """A pole on a cart: x = [position m, velocity m/s, angle from upright, angular velocity], u = [control], the force being 10 N times it.
 
@@ -67,6 +69,7 @@ def cartpole(x: Any, u: Any, params: Params | None = None) -> Any:
     return xp.stack([position + dt * velocity, velocity + dt * shift, angle + dt * spin, spin + dt * turn], axis=-1)
 
 
+@verbatim
 def double_integrator(x: Any, u: Any, params: Params | None = None) -> Any:
     """A mass pushed in any number of dimensions: x = [positions m, velocities m/s], u = [forces N]; exact for forces held over dt.
 
@@ -84,6 +87,7 @@ def double_integrator(x: Any, u: Any, params: Params | None = None) -> Any:
     return verbs.xp.stack(places + speeds, axis=-1)
 
 
+@verbatim
 def quadrotor(x: Any, u: Any, params: Params | None = None) -> Any:
     """A quadrotor in a vertical plane: x = [horizontal m, height m, tilt, and their velocities], u = [thrusts N of left and right rotor].
 

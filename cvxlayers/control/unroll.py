@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from cvxlayers.backend import verbatim
 from cvxlayers.thresholds import floats
 
 
@@ -15,6 +16,7 @@ class Descent(NamedTuple):
     trace: Any
 
 
+@verbatim
 def unroll(cost: Callable[[Any], Any], x0: Any, *, step: Any = 0.1, n_iter: int = 10, momentum: Any = 0.0) -> Descent:
     """Descend a cost for n_iter steps from x0 (*batch, d), differentiably:
 
@@ -34,7 +36,7 @@ def unroll(cost: Callable[[Any], Any], x0: Any, *, step: Any = 0.1, n_iter: int 
     if n_iter < 1:
         raise ValueError(f"got n_iter={n_iter}; wanted at least 1")
     verbs, (x0,) = floats(x0)
-    xp = verbs.xp
+    xp, cost = verbs.xp, verbs.users(cost)
     step, momentum = verbs.asarray(step, x0), verbs.asarray(momentum, x0)
 
     def iterate(state: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], tuple[Any]]:

@@ -126,6 +126,7 @@ VERBS = Verbs(
     take=lambda x, indices: x[..., indices],
     vjp=jax.vjp,
     loop=_loop,
+    users=lambda f: f,
     scan=_scan,
     constant=_constant,
     linear=_linear,

@@ -19,6 +19,11 @@ from cvxlayers.tensorflow.call import Call, recording, tie
 tf: Any = tensorflow  # TensorFlow loads its names lazily, out of a type checker's sight
 
 
+LOOPED = 4  # steps from which on a loop in the graph is worth its nodes
+
+_unrolled = unrolled_scan(tf.stack, tf.unstack)
+
+
 def _tensor(value: Any, like: Any) -> Any:
     return tf.convert_to_tensor(value, dtype_hint=getattr(like, "dtype", None))
 
@@ -58,6 +63,27 @@ def _vjp(f: Callable, x: Any) -> tuple[Any, Callable]:
 
 def _loop(going: Callable, body: Callable, state: tuple) -> tuple:
     return unrolled_loop(going, body, state) if tf.executing_eagerly() else tuple(tf.while_loop(going, body, tuple(state)))
+
+
+def _scan(body: Callable, carry: Any, xs: Sequence[Any]) -> tuple[Any, Any]:
+    """In a graph one loop, after a first step that shows what the others return; written out, each step would be traced anew."""
+    count = xs[0].shape[0]
+    if tf.executing_eagerly() or count is None or count < LOOPED:
+        return _unrolled(body, carry, xs)
+    carry, first = body(carry, tuple(x[0] for x in xs))
+    kept = [tf.TensorArray(y.dtype, count, element_shape=y.shape).write(0, y) for y in first]
+
+    def step(k: Any, carry: Any, kept: Any) -> Any:
+        carry, found = body(carry, tuple(x[k] for x in xs))
+        return k + 1, carry, [a.write(k, y) for a, y in zip(kept, found, strict=True)]
+
+    _, carry, kept = tf.while_loop(lambda k, *_: k < count, step, (1, carry, kept), maximum_iterations=count - 1)
+    return carry, tuple(a.stack() for a in kept)
+
+
+def _users(f: Any) -> Any:
+    graph = tf.__internal__.autograph
+    return f if tf.executing_eagerly() else graph.tf_convert(f, graph.control_status_ctx())
 
 
 def _constant(f: Callable, ranks: Any, *arrays: Any) -> tuple[Any, ...]:
@@ -134,7 +160,8 @@ VERBS = Verbs(
     take=lambda x, indices: tf.gather(x, indices, axis=-1),
     vjp=_vjp,
     loop=_loop,
-    scan=unrolled_scan(tf.stack, tf.unstack),
+    users=_users,
+    scan=_scan,
     constant=_constant,
     linear=_linear_map,
     symmetric=_system,

@@ -245,6 +245,7 @@ VERBS = Verbs(
     take=lambda x, indices: x.index_select(-1, torch.from_numpy(indices).to(x.device)),
     vjp=_vjp,
     loop=unrolled_loop,
+    users=lambda f: f,
     scan=unrolled_scan(torch.stack),
     constant=_Constant.apply,
     linear=lambda f, transposed, product, ranks, *arrays: _Linear.apply((f, transposed), ranks, *arrays),
