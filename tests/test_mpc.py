@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -427,6 +429,40 @@ def test_progress_is_told_by_compiled_code(backend: str, graph: bool, caplog: py
     assert len(lines) == len(caplog.records) == int(np.max(info.iterations))
     assert sorted(line["iteration"] for line in lines) == list(range(1, len(lines) + 1))
     assert min(line["kkt_residual"] for line in lines) <= 1e-8
+
+
+@pytest.mark.parametrize("backend", requested())
+@pytest.mark.parametrize("kind", ["linear-quadratic", "unroll", "rti"])
+def test_progress_is_told_of_every_plan(backend: str, kind: str) -> None:
+    """Differentiated and compiled, too: a line for each iteration."""
+    lines: list[dict] = []
+    sizes = dict(horizon=4, n_state=2, n_ctrl=1, u_lower=-2.0, u_upper=2.0, callback=lines.append)
+    if kind == "linear-quadratic":
+        mpc = MPC(LinearDynamics(np.array([[1.0, 0.1, 0.0], [0.0, 1.0, 0.1]])), QuadraticCost(np.eye(3)), **sizes)
+    else:
+        mpc = MPC(pendulum, upright, backward="unroll" if kind == "unroll" else "exact", max_iter=5, **sizes)
+    with double(backend), warnings.catch_warnings():
+        warnings.simplefilter("ignore", InaccurateWarning)
+        params = tensor(backend, np.array([1.0, 1.1, 0.9]), "float64")
+        TABLE[backend](compiled(backend, lambda x0: (mpc(x0, params, rti=kind == "rti").u,)), [starts(2)], [np.ones((4, 2, 1))])
+    if backend == "jax":
+        importlib.import_module("jax").effects_barrier()
+    told = [line["iteration"] for line in lines]
+    assert sorted(told) == list(range(1, len(told) + 1))
+    assert len(told) == 1 if kind != "unroll" else 1 < len(told) <= 5
+
+
+def test_verbose_is_heard(torch: Any, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody has set up logging."""
+    logger = logging.getLogger("cvxlayers.control")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    monkeypatch.setattr(logger, "_cache", {})
+    for _ in range(2):
+        MPC(LinearDynamics(np.ones((1, 2))), QuadraticCost(np.eye(2)), horizon=3, n_state=1, n_ctrl=1, verbose=True)(np.ones((1, 1)))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("iteration   1   open rows    0   KKT residual") for line in lines)
 
 
 def test_transforms_of_torch(torch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from cvxlayers.control import MPC, LinearDynamics, QuadraticCost, curvature
 from cvxlayers.control.conditions import Expansion
 from cvxlayers.control.transcription import Layout
 from cvxlayers.errors import InaccurateWarning, SolverError, Status
-from tests.backends import TABLE, evaluated, requested
+from tests.backends import TABLE, compiled, double, evaluated, requested, tensor
 from tests.problems import cp
 from tests.test_mpc import effort, integrator, pendulum, upright
 
@@ -238,3 +239,49 @@ def test_the_second_order_test_where_slew_ties_controls(slew: str) -> None:
         assert found[row] == (least > 0)
         verdicts.append(bool(found[row]))
     assert any(verdicts) and not all(verdicts)
+
+
+@every_backend
+@pytest.mark.parametrize("policy", ["warn", "nan", "zero_grad"])
+@pytest.mark.parametrize("linear", [True, False])
+def test_costs_of_rows_without_a_plan_reach_nobody(backend: str, linear: bool, policy: str) -> None:
+    """What rows share has the derivative of the other rows' costs: as without the row whose bounds cannot be met."""
+    upper, x0 = np.ones((4, 2, 2)), np.array([[0.5, 0.0], [0.3, 0.2]])
+    upper[2, 1] = -2.0
+    sizes = dict(horizon=4, n_state=2, n_ctrl=1, u_lower=-1.0, u_upper=1.0, x_lower=-1.0, on_unconverged=policy)
+
+    def costs(rows: slice) -> Any:
+        def call(C: Any, params: Any) -> tuple[Any]:
+            verbs = backend_of(C).verbs
+            if linear:
+                models = LinearDynamics(np.array([[1.0, 0.1, 0.0], [0.0, 1.0, 0.1]])), QuadraticCost(5 * params[0] * C)
+            else:
+                models = pendulum, lambda x, u, params: params[..., 2] * upright(x, u, params) + C[0, 0] * u[..., 0] ** 2
+            plan = MPC(*models, x_upper=upper[:, rows], **sizes)(verbs.asarray(x0[rows], C), params)
+            return (verbs.xp.where(plan.info.converged, plan.cost, verbs.xp.zeros_like(plan.cost)),)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InaccurateWarning)
+            return TABLE[backend](compiled(backend, call), [np.eye(3), np.array([0.2, 1.1, 0.9])], [np.ones(len(x0[rows]))])
+
+    (both, gradients), (one, wanted) = costs(slice(None)), costs(slice(1))
+    np.testing.assert_allclose(both[0], [one[0][0], 0.0], rtol=0, atol=1e-9)
+    for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-7)
+
+
+@every_backend
+@pytest.mark.parametrize("linear", [True, False])
+def test_bounds_that_cross_cannot_be_met(backend: str, linear: bool) -> None:
+    """And cost no iterations; those on x_0, which is given, bind nothing."""
+    lower = np.zeros((4, 3, 2))
+    lower[0, 0] = lower[2, 1, 1] = 2.0
+    models = (LinearDynamics(np.array([[1.0, 0.1, 0.0], [0.0, 1.0, 0.1]])) if linear else pendulum), QuadraticCost(np.eye(3))
+    u_upper = np.array([1.0, 1.0, -2.0])[None, :, None].repeat(4, 0)
+    sizes = dict(horizon=4, n_state=2, n_ctrl=1, u_lower=-1.0, u_upper=u_upper, x_lower=lower - 1, x_upper=0.9)
+    with double(backend), warnings.catch_warnings():
+        warnings.simplefilter("ignore", InaccurateWarning)
+        params = tensor(backend, np.array([0.2, 1.1, 0.9]), "float64")
+        info = MPC(*models, **sizes)(tensor(backend, 0.1 * np.ones((3, 2)), "float64"), params).info
+    assert np.asarray(info.infeasible).tolist() == [False, True, True]
+    assert np.asarray(info.converged).tolist() == [True, False, False] and np.max(np.asarray(info.iterations)[1:]) <= 1

@@ -116,20 +116,23 @@ class MPC:
             data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, sides, program.weights)
             (w, y, s), told = verbs.call(maps.solve, *data, on_failure="nan", return_info=True)
             failure = sqp.failure_of(w, told.status)
+            failure = xp.where(program.crossed & (failure > 0), xp.zeros_like(failure) + sqp.INFEASIBLE, failure)
             if isinstance(maps.solve.conic.solver, Staged) and not may(verbs, failure > 0):
                 convex = failure == failure  # stages solve rows whose Hessian is positive definite on what is free
             else:
                 convex = curvature.free_minimum(program)
             failure = xp.where((failure > 0) & ~convex, xp.zeros_like(failure) + sqp.UNBOUNDED, failure)
-            return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex)
+            plan = self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex)
+            if (tell := describe(options, maps, verbs)) is not None:
+                tell(verbs.asarray(0.0, flat), plan.info.kkt_residual)
+            return plan
         shooting = options.method == "ilqr"
         if shooting and not ilqr.applies(program):
             raise ValueError("method='ilqr' knows bounds on controls only; use method='sqp' for other constraints and for slew")
         guess, leaves = self._guess(flat, warm_start), leaves_of(params)
         if rti or options.backward == "unroll":
-            point = sqp.unroll(
-                program, maps, guess, exact=options.exact, max_iter=1 if rti else options.max_iter, tol=tol, shooting=shooting
-            )
+            steps, tell = 1 if rti else options.max_iter, describe(options, maps, verbs)
+            point = sqp.unroll(program, maps, guess, exact=options.exact, max_iter=steps, tol=tol, shooting=shooting, tell=tell)
             w = sqp.variables(program, maps, point)
             return self._report(program, maps, (w, point.y, point.s), point.iterations, point.failure, batch, tol, rti)
 
@@ -191,7 +194,7 @@ class MPC:
         w, y, s = solution
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
         xp, T, n = verbs.xp, layout.stages, layout.n
-        tau, held = transcription.stages_of(w), {}
+        tau = transcription.stages_of(w)
         at, y, s = verbs.stop(tau), verbs.stop(y), verbs.stop(s)
         parts, gaps, active, weak = transcription.parted(y), transcription.parted(s), {}, failure > 0
         if violation is None:
@@ -214,16 +217,30 @@ class MPC:
             if self.options.on_unconverged in ("nan", "zero_grad"):
                 other = at if self.options.on_unconverged == "zero_grad" else xp.ones_like(at) * np.nan
                 tau = xp.where(converged[None, :, None], tau, other)
-        if program.constraints is not None:
-            held["constraints"] = program.constraints(tau)
-        if program.terminal_constraints is not None:
-            held["terminal"] = program.terminal_constraints(tau[-1:, :, :n])
-        cost = conditions.objective(program, tau, held)
+        cost = _cost(program, tau)
         infeasible, unbounded = failure == sqp.INFEASIBLE, failure == sqp.UNBOUNDED
         rows = (cost, converged, iterations, violation, infeasible, unbounded, minimum & converged, converged & ~weak)
         cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in rows)
         x, u = (xp.reshape(a, (T, *batch, a.shape[-1])) for a in (tau[..., :n], tau[..., n:]))
         return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
+
+
+def _cost(program: Program, tau: Any) -> Any:
+    """What plans cost, (B,): NaN for rows without one, whose NaN would reach what rows share through the derivative of the others."""
+    verbs, held = backend_of(tau).verbs, {}
+    xp = verbs.xp
+    there = xp.all(xp.all(xp.isfinite(tau), axis=-1), axis=0)
+    if may(verbs, ~there):  # a plan that is as good as the others' stands in
+        plans = xp.where(there[None, :, None], verbs.stop(tau), xp.zeros_like(tau))
+        count = xp.sum(xp.where(there, xp.ones_like(tau[0, :, 0]), xp.zeros_like(tau[0, :, 0])))
+        mean = xp.sum(plans, axis=1, keepdims=True) / xp.where(count > 0, count, xp.ones_like(count))
+        tau = xp.where(there[None, :, None], tau, mean)
+    if program.constraints is not None:
+        held["constraints"] = program.constraints(tau)
+    if program.terminal_constraints is not None:
+        held["terminal"] = program.terminal_constraints(tau[-1:, :, : program.layout.n])
+    cost = conditions.objective(program, tau, held)
+    return xp.where(there, cost, xp.zeros_like(cost) + np.nan)
 
 
 @lru_cache(maxsize=64)

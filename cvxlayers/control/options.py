@@ -69,23 +69,35 @@ def describe(options: Options, maps: Any, verbs: Any) -> Callable | None:
     if not options.verbose and options.callback is None:
         return None
 
+    if options.verbose:
+        _heard()
+
     def line_of(k: Any, violation: Any) -> None:
         violation = np.asarray(violation)
         open_rows = int(np.sum(~(violation <= options.tolerance(np.finfo(violation.dtype).eps))))
-        line = {"iteration": int(np.asarray(k)) + 1, "open_rows": open_rows, "kkt_residual": float(np.max(violation))}
+        line = {"iteration": int(np.asarray(k)) + 1, "open_rows": open_rows, "kkt_residual": float(np.max(violation, initial=0.0))}
         if options.verbose:
             logger.info("iteration %(iteration)3d   open rows %(open_rows)4d   KKT residual %(kkt_residual).2e", line)
         if options.callback is not None:
             options.callback(line)
 
-    def tell(k: Any, point: Any) -> None:
-        known = [verbs.known(a) for a in (k, point.violation)]
+    def tell(k: Any, violation: Any) -> None:
+        given = [verbs.stop(a) for a in (k, violation)]
+        known = [verbs.known(a) for a in given]
         if any(a is None for a in known):
-            verbs.host(line_of, None, k, point.violation)  # compiled code tells when it runs
+            verbs.host(line_of, None, *given)  # compiled code tells when it runs
         else:
             line_of(*known)
 
     return tell
+
+
+def _heard() -> None:
+    """Let lines be seen: who asked for them need not know of loggers."""
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
 
 
 def settle(verbs: Any, converged: Any, violation: Any, failure: Any, policy: str) -> None:

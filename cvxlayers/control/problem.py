@@ -96,6 +96,17 @@ class Program:
         return self.weights["soft"][..., :path] if name == "constraints" else self.weights["soft"][..., path:]
 
     @property
+    def crossed(self) -> Any:
+        """Rows (B,) that have a lower bound above an upper one."""
+        xp, found = backend_of(self.x0).verbs.xp, self.x0[0, :, 0] != self.x0[0, :, 0]
+        for name in "ux":
+            if f"{name}_lower" in self.bounds and f"{name}_upper" in self.bounds:
+                gap = self.bounds[f"{name}_lower"] - self.bounds[f"{name}_upper"]
+                gap = gap[1:] if name == "x" and gap.shape[0] > 1 else gap  # those of x_0 bind nothing
+                found = found | xp.any(xp.any(gap > 0, axis=-1), axis=0)
+        return found
+
+    @property
     def linear_quadratic(self) -> bool:
         """Whether one convex program is the problem itself."""
         rest = (self.terminal_cost, self.constraints, self.terminal_constraints)

@@ -64,7 +64,7 @@ def solve(
     """Iterate from tau (T, B, s), which need not satisfy anything, until every row's violation is at most ``tol``.
 
     ``exact`` takes the Hessian of the Lagrangian for the quadratic programs too, made convex; ``shooting`` takes the steps of `ilqr` in
-    their place; ``tell`` is called with (iteration, Point).
+    their place; ``tell`` is called with (iteration, violation).
     """
     verbs = backend_of(tau).verbs
     xp = verbs.xp
@@ -77,30 +77,35 @@ def solve(
     def body(k: Any, *state: Any) -> tuple[Any, ...]:
         point = step(program, maps, Point(*state), exact, tol, shooting)
         if tell is not None:
-            tell(k, point)
+            tell(k, point.violation)
         return (k + 1, *point)
 
     return Point(*verbs.loop(going, body, (verbs.asarray(0.0, tau), *start(program, maps, tau)))[1:])
 
 
-def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
+def unroll(
+    program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False, tell: Callable | None = None
+) -> Point:
     """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
     verbs, maps = backend_of(tau).verbs, maps._replace(direct=None)  # nobody differentiates a direct step
 
-    def iterate(point: Point) -> Point:
+    def iterate(k: Any, point: Point) -> Point:
         open_rows = (point.violation > tol) & (point.failure < 0.5)
         found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
-        return _advanced(verbs, point, [(open_rows, found)])
+        point = _advanced(verbs, point, [(open_rows, found)])
+        if tell is not None:
+            tell(k, point.violation)
+        return point
 
     point = start(program, maps, tau)
     if verbs.known(point.violation) is None:  # compiled once, not max_iter times
         counted = verbs.asarray(np.arange(max_iter), tau)
-        last, _ = verbs.scan(lambda point, _: (tuple(iterate(Point(*point))), ()), tuple(point), (counted,))
+        last, _ = verbs.scan(lambda point, k: (tuple(iterate(k[0], Point(*point))), ()), tuple(point), (counted,))
         return Point(*last)
-    for _ in range(max_iter):
+    for k in range(max_iter):
         if not may(verbs, (point.violation > tol) & (point.failure < 0.5)):
             break
-        point = iterate(point)
+        point = iterate(verbs.asarray(k, tau), point)
     return point
 
 
@@ -145,7 +150,8 @@ def start(program: Program, maps: Maps, tau: Any) -> Point:
     xp = verbs.xp
     none = xp.zeros_like(tau[0, :, 0])
     y = none[:, None] + verbs.asarray(np.zeros(pattern.m), tau)
-    return Point(tau, y, y, none, none + np.inf, none, none, packed(program, values(program, tau)))
+    failure = xp.where(program.crossed, none + INFEASIBLE, none)
+    return Point(tau, y, y, none, none + np.inf, none, failure, packed(program, values(program, tau)))
 
 
 def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, shooting: bool) -> Point:
