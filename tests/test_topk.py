@@ -79,14 +79,16 @@ def test_optimality_conditions(name: str) -> None:
 
 
 @every_projection
-def test_cvxpy(name: str) -> None:
-    case = PROJECTIONS[name]
-    for row in X[:2]:
-        y = cp.Variable(7)
-        constraints: Any = [y >= 0, y <= case.upper, cp.sum(y) == case.total]
-        problem = cp.Problem(cp.Minimize(case.potential(y) - row @ y), constraints)
-        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12)
-        np.testing.assert_allclose(case.call(row), np.asarray(y.value), rtol=0, atol=1e-6)
+def test_the_layer_of_the_same_problem(name: str) -> None:
+    """As CVXPY states it: value and gradient of its layer."""
+    case, scores = PROJECTIONS[name], cp.Parameter(7)
+    y = cp.Variable(7)
+    constraints: Any = [y >= 0, y <= case.upper, cp.sum(y) == case.total]
+    layer = adapter("torch").CvxpyLayer(cp.Problem(cp.Minimize(case.potential(y) - scores @ y), constraints), [scores], [y])
+    (wanted,), (gradient,) = TABLE["torch"](layer, [X], [G])
+    (found,), (pulled,) = TABLE["torch"](lambda x: (case.call(x),), [X], [G])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(pulled, gradient, rtol=0, atol=1e-6)
 
 
 @every_backend
