@@ -11,17 +11,29 @@ import pytest
 
 from cvxlayers.control import MPC
 from tests.backends import TABLE, compiled, evaluated, requested
-from tests.test_mpc import pendulum, starts, upright
+from tests.test_mpc import integrator, pendulum, starts, upright
 
 every_backend = pytest.mark.parametrize("backend", requested())
 T, ROWS = 5, 3
 COTANGENTS = [np.random.default_rng(5).standard_normal(shape) for shape in ((T, ROWS, 2), (T, ROWS, 1), (ROWS,))]
 
 
+def square(x: Any, u: Any, params: Any) -> Any:
+    """A Hessian in the states with one eigenvalue twice."""
+    return params[..., 2] * (x[..., 0] * x[..., 0] + x[..., 1] * x[..., 1]) + 0.1 * u[..., 0] * u[..., 0]
+
+
+def saddle(x: Any, u: Any, params: Any) -> Any:
+    """A Hessian with eigenvalues of both signs, two of them alike, and vectors that move with the parameters."""
+    return square(x, u, params) - (1 + params[..., 0]) * x[..., 0] * x[..., 1] - 1.5 * params[..., 1] * x[..., 1] * u[..., 0]
+
+
 CASES: dict[str, tuple[Any, Any, dict[str, Any], bool]] = {
     "ilqr": (pendulum, upright, dict(method="ilqr", backward="unroll", max_iter=2), False),
     "one step of ilqr": (pendulum, upright, dict(method="ilqr"), True),
     "one step of sqp": (pendulum, upright, dict(), True),
+    "an eigenvalue twice": (pendulum, square, dict(backward="unroll", max_iter=2), False),
+    "eigenvalues of both signs": (integrator, saddle, dict(backward="unroll", max_iter=2), False),
 }
 VALUES = [starts(ROWS), np.array([1.0, 1.1, 0.9])]
 
