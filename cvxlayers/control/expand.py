@@ -48,10 +48,12 @@ def convexified(H: Any, floor: float, only_where_needed: bool = False) -> Any:
     """
     verbs = backend_of(H).verbs
     xp, at = verbs.xp, verbs.stop(H)
+    whole = xp.all(xp.all(xp.isfinite(at), axis=-1), axis=-1)  # others stay as they are: `eigh` would raise, or lose all of them
+    at = xp.where(whole[..., None, None], at, xp.zeros_like(at))
     values, vectors = xp.linalg.eigh(at)
     sizes = xp.abs(values)
     least = floor * (1e-3 + xp.max(sizes, axis=-1, keepdims=True))
-    fine = xp.all(values >= (-least if only_where_needed else least), axis=-1)
+    fine = ~whole | xp.all(values >= (-least if only_where_needed else least), axis=-1)
     known = verbs.known(fine)
     if known is not None and known.all():
         return H

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cvxlayers.backend import backend_of, verbatim
-from cvxlayers.control import conditions, curvature, ilqr, sqp
+from cvxlayers.control import conditions, curvature, ilqr, lost, sqp
 from cvxlayers.control.direct import Direct
 from cvxlayers.control.line_search import may
 from cvxlayers.control.options import Options, describe, settle
@@ -111,6 +111,12 @@ class MPC:
         program = program_of(problem, flat, arrays, params, batch, sizes)
         resolution = backend_of(x0).resolution(x0)
         maps, tol = _maps(program.layout, resolution), options.tolerance(resolution)
+
+        def apart(rows: Any) -> tuple[Program, Any]:  # with numbers for rows that have none
+            if not may(verbs, rows):
+                return program, None
+            return program_of(problem, *lost.replaced(rows, flat, arrays, params), batch, sizes), rows
+
         if program.linear_quadratic:
             sides = {"initial": program.x0, **conditions.limits(program), "dynamics": program.dynamics.f}
             data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, sides, program.weights)
@@ -120,18 +126,22 @@ class MPC:
                 convex = failure == failure  # stages solve rows whose Hessian is positive definite on what is free
             else:
                 convex = curvature.free_minimum(program)
-            failure = xp.where((failure > 0) & ~convex, xp.zeros_like(failure) + sqp.UNBOUNDED, failure)
-            return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex)
+            failure = xp.where((failure > 0) & (failure < sqp.LOST) & ~convex, xp.zeros_like(failure) + sqp.UNBOUNDED, failure)
+            program, rows = apart(lost.without_numbers(verbs.stop(w)))
+            return self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex, rows=rows)
         shooting = options.method == "ilqr"
         if shooting and not ilqr.applies(program):
             raise ValueError("method='ilqr' knows bounds on controls only; use method='sqp' for other constraints and for slew")
         guess, leaves = self._guess(flat, warm_start), leaves_of(params)
         if rti or options.backward == "unroll":
-            point = sqp.unroll(
-                program, maps, guess, exact=options.exact, max_iter=1 if rti else options.max_iter, tol=tol, shooting=shooting
-            )
+            first = sqp.start(program, maps, guess)
+            program, rows = apart(first.failure > 0)
+            if rows is not None:
+                first = sqp.start(program, maps, self._guess(program.x0[0], warm_start))._replace(failure=first.failure)
+            steps = 1 if rti else options.max_iter
+            point = sqp.unroll(program, maps, first, exact=options.exact, max_iter=steps, tol=tol, shooting=shooting)
             w = sqp.variables(program, maps, point)
-            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.failure, batch, tol, rti)
+            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.failure, batch, tol, rti, rows=rows)
 
         def run(flat: Any, guess: Any, *rest: Any) -> tuple[Any, ...]:
             own, lead = list(rest[: len(arrays)]), tuple(flat.shape)[:-2]
@@ -146,8 +156,9 @@ class MPC:
 
         ranks = (2, 3, *(len(a.shape) for a in (*arrays, *leaves)))
         w, y, s, P, A, violation, minimum, iterations, failure = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
-        solution = self._implicit(program, maps, w, y, s, P, A)
-        return self._report(program, maps, solution, iterations, failure, batch, tol, rti, minimum, violation)
+        program, rows = apart(~xp.isfinite(violation))
+        solution = self._implicit(program, maps, w, y, s, P, A, rows)
+        return self._report(program, maps, solution, iterations, failure, batch, tol, rti, minimum, violation, rows)
 
     def _guess(self, x0: Any, warm_start: Plan | None) -> Any:
         """Where to start, (T, B, s): at rest, or at the last plan shifted by one stage."""
@@ -159,9 +170,12 @@ class MPC:
         u = xp.zeros_like(xp.broadcast_to(x0[:, :1], (x0.shape[0], problem.n_ctrl)))
         return xp.broadcast_to(xp.concat([x0, u], axis=-1)[None], (problem.horizon, x0.shape[0], problem.n_state + problem.n_ctrl))
 
-    def _implicit(self, program: Program, maps: sqp.Maps, w: Any, y: Any, s: Any, P: Any, A: Any) -> tuple[Any, Any, Any]:
+    def _implicit(self, program: Program, maps: sqp.Maps, w: Any, y: Any, s: Any, P: Any, A: Any, rows: Any) -> tuple[Any, Any, Any]:
         """(w, y, s) with their derivatives: only the gradient of the Lagrangian and the constraints' values depend on what is given."""
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
+        found = w
+        if rows is not None:  # they fail in the map
+            found, w, y = verbs.xp.where(rows[:, None], w * np.nan, w), lost.instead(rows, w), lost.instead(rows, y)
         xp, tau, parts = verbs.xp, transcription.stages_of(w), transcription.parted(y)
         slope, sides = conditions.lagrangian_slope(program, tau, parts)
         if layout.slew == "quadratic" and layout.stages > 1:
@@ -172,7 +186,7 @@ class MPC:
             weight = transcription.slack_weights(program.weights["soft"])
             q = xp.concat([q, xp.zeros_like(slack) + (weight if layout.soft == "l1" else weight * slack)], axis=-1)
         sides = {"initial": program.x0, **conditions.limits(program), **sides}
-        return verbs.call(maps.solved, P, q, A, transcription.sides(sides), w, y, s)
+        return verbs.call(maps.solved, P, q, A, transcription.sides(sides), found, y, s)
 
     def _report(
         self,
@@ -186,9 +200,10 @@ class MPC:
         rti: bool,
         minimum: Any = None,
         violation: Any = None,
+        rows: Any = None,
     ) -> Plan:
-        """The plan of (w, y, s); ``minimum`` and ``violation`` where they are known, of a convex problem some of the former."""
-        w, y, s = solution
+        """The plan of (w, y, s); ``minimum`` and ``violation`` where known, of convex ones some of the former; ``rows`` without numbers."""
+        w, y, s = solution if rows is None else (lost.instead(rows, a) for a in solution)
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
         xp, T, n = verbs.xp, layout.stages, layout.n
         tau, held = transcription.stages_of(w), {}
@@ -200,6 +215,8 @@ class MPC:
             if minimum is None or may(verbs, ~minimum):
                 point = conditions.expand(program, at, parts, "lagrangian", point)
                 minimum = curvature.minimum(program, point, parts)
+        if rows is not None:
+            violation = xp.where(rows, xp.ones_like(violation) * np.inf, violation)
         minimum = minimum & (violation == violation)
         converged = (violation <= tol) & ~(failure > 0)
         scale = 1 + xp.max(xp.abs(y), axis=-1)[None, :, None]
@@ -220,10 +237,11 @@ class MPC:
             held["terminal"] = program.terminal_constraints(tau[-1:, :, :n])
         cost = conditions.objective(program, tau, held)
         infeasible, unbounded = failure == sqp.INFEASIBLE, failure == sqp.UNBOUNDED
-        rows = (cost, converged, iterations, violation, infeasible, unbounded, minimum & converged, converged & ~weak)
-        cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in rows)
+        told = (cost, converged, iterations, violation, infeasible, unbounded, minimum & converged, converged & ~weak)
+        cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in told)
         x, u = (xp.reshape(a, (T, *batch, a.shape[-1])) for a in (tau[..., :n], tau[..., n:]))
-        return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
+        plan = Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
+        return plan if rows is None else lost.told(plan, rows)
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from cvxlayers.control.conditions import FLOOR, Expansion, distance, expand, pac
 from cvxlayers.control.direct import Direct
 from cvxlayers.control.expand import convexified
 from cvxlayers.control.line_search import may, search
+from cvxlayers.control.lost import without_numbers
 from cvxlayers.control.problem import Program
 from cvxlayers.control.riccati import times
 from cvxlayers.control.solved import SolvedMap
@@ -29,7 +30,7 @@ CLOSE, VALLEY = 0.5, 0.1  # from these violations on Newton steps are tried, and
 FORGET = 0.1  # what remains of the last penalty at least
 RELIEF = 8  # every so many steps of shooting one is a quadratic program's
 GAIN = 0.5  # what they must leave at most of it
-INFEASIBLE, UNBOUNDED, BROKEN = 1.0, 2.0, 3.0  # why a quadratic program has no solution: none exists, no minimum, the solver gave up
+INFEASIBLE, UNBOUNDED, BROKEN, LOST = 1.0, 2.0, 3.0, 4.0  # why a quadratic program has none: no point, no minimum, given up, no numbers
 
 
 class Maps(NamedTuple):
@@ -83,18 +84,17 @@ def solve(
     return Point(*verbs.loop(going, body, (verbs.asarray(0.0, tau), *start(program, maps, tau)))[1:])
 
 
-def unroll(program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
-    """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
-    verbs, maps = backend_of(tau).verbs, maps._replace(direct=None)  # nobody differentiates a direct step
+def unroll(program: Program, maps: Maps, point: Point, *, exact: bool, max_iter: int, tol: float, shooting: bool = False) -> Point:
+    """`solve` from a `start`, without Newton steps, in a loop that frameworks differentiate: the iterations are the derivative."""
+    verbs, maps = backend_of(point.tau).verbs, maps._replace(direct=None)  # nobody differentiates a direct step
 
     def iterate(point: Point) -> Point:
         open_rows = (point.violation > tol) & (point.failure < 0.5)
         found = _rolled(program, maps, point, exact) if shooting else _searched(program, maps, point, open_rows, exact)
         return _advanced(verbs, point, [(open_rows, found)])
 
-    point = start(program, maps, tau)
     if verbs.known(point.violation) is None:  # compiled once, not max_iter times
-        counted = verbs.asarray(np.arange(max_iter), tau)
+        counted = verbs.asarray(np.arange(max_iter), point.tau)
         last, _ = verbs.scan(lambda point, _: (tuple(iterate(Point(*point))), ()), tuple(point), (counted,))
         return Point(*last)
     for _ in range(max_iter):
@@ -140,12 +140,14 @@ def _like(mask: Any, a: Any) -> Any:
 
 
 def start(program: Program, maps: Maps, tau: Any) -> Point:
-    """The first point: no multipliers."""
+    """The first point: no multipliers; rows without numbers have failed."""
     verbs, pattern = backend_of(tau).verbs, maps.transcription.pattern
     xp = verbs.xp
     none = xp.zeros_like(tau[0, :, 0])
     y = none[:, None] + verbs.asarray(np.zeros(pattern.m), tau)
-    return Point(tau, y, y, none, none + np.inf, none, none, packed(program, values(program, tau)))
+    own = packed(program, values(program, tau))
+    failure = xp.where(verbs.stop(without_numbers(tau, *own, *program.bounds.values())), none + LOST, none)
+    return Point(tau, y, y, none, none + np.inf, none, failure, own)
 
 
 def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, shooting: bool) -> Point:
@@ -268,10 +270,11 @@ def _quadratic(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any, ro
 
 
 def failure_of(w: Any, status: Any) -> Any:
-    """Of solved programs, (B,): 0 for a solution, INFEASIBLE, UNBOUNDED, or BROKEN for what a solver gave up."""
+    """Of solved programs, (B,): 0 for a solution, INFEASIBLE, UNBOUNDED, LOST, or BROKEN for what a solver gave up."""
     verbs = backend_of(w).verbs
     xp, lost = verbs.xp, verbs.stop(w[:, 0])
     nothing, status = xp.zeros_like(lost), verbs.asarray(status, lost)
     code = xp.where(status == int(Status.DUAL_INFEASIBLE), nothing + UNBOUNDED, nothing + BROKEN)
-    code = xp.where(status == int(Status.PRIMAL_INFEASIBLE), nothing + INFEASIBLE, code)
+    for kind, why in ((Status.PRIMAL_INFEASIBLE, INFEASIBLE), (Status.INVALID_PARAMETER, LOST)):
+        code = xp.where(status == int(kind), nothing + why, code)
     return xp.where(xp.isnan(lost), code, nothing)
