@@ -1,4 +1,4 @@
-"""Rows without numbers fail by themselves: others are solved and differentiated as without them, in every framework."""
+"""Rows without numbers fail by themselves: others are solved and differentiated as without them; and batches without rows."""
 
 from __future__ import annotations
 
@@ -89,6 +89,22 @@ def test_other_rows_do_not_see_it(backend: str, name: str, where: str) -> None:
     np.testing.assert_allclose(gradients[1][KEPT], slopes[1], rtol=0, atol=near)
     np.testing.assert_allclose(gradients[2], slopes[2], rtol=0, atol=near)
     assert (gradients[0][1] == 0).all() and gradients[1][1] == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", requested())
+def test_a_batch_without_rows(backend: str, name: str) -> None:
+    """Plans without entries, and zeros of the right shapes as gradients."""
+    values, cotangents = [X0[:0], STRENGTHS[:0], SHARED], [*(g[:, :0] for g in COTANGENTS[:2]), COTANGENTS[2][:0]]
+
+    def call(*values: Any) -> tuple[Any, Any, Any]:
+        plan = planned(name, *values)
+        assert plan.info.converged.shape == plan.info.grad_ok.shape == (0,)
+        return plan.x, plan.u, plan.cost
+
+    found, gradients = TABLE[backend](call, values, cotangents)
+    assert [a.shape for a in found] == [g.shape for g in cotangents]
+    assert [g.shape for g in gradients] == [v.shape for v in values] and not any(g.any() for g in gradients)
 
 
 @pytest.mark.parametrize("name", CASES)

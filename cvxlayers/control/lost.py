@@ -1,6 +1,6 @@
-"""Rows that have no numbers: each fails by itself, and nothing of it reaches what the rows share.
+"""Rows that have no numbers, each of which fails by itself and without effect on what the rows share; and batches without rows.
 
-Their cotangents are zero, but zero times NaN is NaN: where such a row is differentiated, it stands at the numbers of another one.
+The cotangents of such rows are zero, but zero times NaN is NaN: where such a row is differentiated, it has the numbers of another.
 """
 
 from __future__ import annotations
@@ -39,9 +39,21 @@ def replaced(lost: Any, x0: Any, arrays: Sequence[Any], params: Any) -> tuple[An
     """x0 (B, n), a problem's arrays and the parameters with numbers for NaN; in parameters ones, by which anything can be divided."""
     xp = backend_of(x0).verbs.xp
     arrays = [xp.where(xp.isnan(a), xp.zeros_like(a), a) for a in arrays]
-    floating = [(leaf, "float" in str(leaf.dtype)) for leaf in leaves_of(params)]
-    leaves = [xp.where(xp.isnan(leaf), xp.ones_like(leaf), leaf) if real else leaf for leaf, real in floating]
+    leaves = [xp.where(xp.isnan(a), xp.ones_like(a), a) if _floating(a) else a for a in leaves_of(params)]
     return instead(lost, x0), arrays, with_leaves(params, leaves)
+
+
+def _floating(leaf: Any) -> bool:
+    return "float" in str(leaf.dtype)
+
+
+def empty(like: Any, given: Any, *shapes: tuple[int, ...]) -> list[Any]:
+    """Arrays without entries, of the kind of ``like``, which have zeros as gradients in all floating-point arrays that are given."""
+    verbs = backend_of(like).verbs
+    total = verbs.xp.sum(like)
+    for leaf in leaves_of(given):
+        total = total + verbs.xp.sum(verbs.asarray(leaf, like)) if _floating(leaf) else total
+    return [verbs.xp.broadcast_to(total, shape) for shape in shapes]
 
 
 def told(plan: Plan, lost: Any) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +12,7 @@ from cvxlayers.backend import backend_of, verbatim
 from cvxlayers.control import conditions, curvature, ilqr, lost, sqp
 from cvxlayers.control.direct import Direct
 from cvxlayers.control.line_search import may
+from cvxlayers.control.mapped import mapped_problem, merged
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
 from cvxlayers.control.problem import BOUNDS, Problem, Program, arrays_of, check, leaves_of, program_of, widths_of, with_leaves
@@ -117,6 +117,10 @@ class MPC:
                 return program, None
             return program_of(problem, *lost.replaced(rows, flat, arrays, params), batch, sizes), rows
 
+        if flat.shape[0] == 0:  # dynamics are called for what they reach: the weights of a module have zeros as gradients, too
+            moved = [program.dynamics(self._guess(flat, None)[:-1])] if problem.horizon > 1 else []
+            *solution, none = lost.empty(flat, [arrays, params, moved], *((0, *port.shape) for port in maps.solve.outputs), (0,))
+            return self._report(program, maps, solution, none, none, batch, tol, rti, none == none, none)
         if program.linear_quadratic:
             sides = {"initial": program.x0, **conditions.limits(program), "dynamics": program.dynamics.f}
             data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, sides, program.weights)
@@ -145,8 +149,8 @@ class MPC:
 
         def run(flat: Any, guess: Any, *rest: Any) -> tuple[Any, ...]:
             own, lead = list(rest[: len(arrays)]), tuple(flat.shape)[:-2]
-            inside = _merged(verbs, [flat, guess, *own], list(ranks[: 2 + len(own)]), lead)
-            mapped = _mapped(verbs, problem, params, leaves, rest[len(arrays) :], lead, len(batch)) if lead else problem
+            inside = merged(verbs, [flat, guess, *own], list(ranks[: 2 + len(own)]), lead)
+            mapped = mapped_problem(verbs, problem, params, leaves, rest[len(arrays) :], lead, len(batch)) if lead else problem
             again = with_leaves(params, list(rest[len(arrays) :])) if not lead else params
             inner = program_of(mapped, inside[0], inside[2:], again, (*lead, *batch), sizes)
             tell = describe(options, maps, verbs)
@@ -253,47 +257,3 @@ def _maps(layout: Layout, resolution: float) -> sqp.Maps:
     solve = staged(transcription, SOLVER, kkt)
     direct = Direct(layout.stages, layout.n, layout.m, pattern.m) if isinstance(solve.conic.solver, Staged) else None
     return sqp.Maps(transcription, solve, *maps, direct)
-
-
-# Mapped calls: their axes come in front of all others, and become rows.
-
-
-def _merged(verbs: Any, arrays: list[Any], ranks: list[int], lead: tuple[int, ...]) -> list[Any]:
-    """(*lead, stage, row, ...) -> (stage, rows, ...), and (*lead, row, n) -> (rows, n); what rows share stays shared."""
-    if not lead:
-        return arrays
-    xp, merged, own = verbs.xp, [], arrays[0].shape[-2]
-    for a, rank in zip(arrays, ranks, strict=True):
-        axis = len(a.shape) - rank + (rank > 2)  # of the rows
-        if len(a.shape) == rank and a.shape[axis] == 1 and rank > 2:
-            merged.append(a)
-            continue
-        rest = tuple(a.shape)[axis + 1 :]
-        a = xp.broadcast_to(a, (*lead, *a.shape[axis - 1 : axis], own, *rest) if rank > 2 else (*lead, own, *rest))
-        a = xp.moveaxis(a, len(lead), 0) if rank > 2 else a
-        merged.append(xp.reshape(a, (*(a.shape[:1] if rank > 2 else ()), int(np.prod(lead)) * own, *rest)))
-    return merged
-
-
-def _mapped(verbs: Any, problem: Problem, params: Any, leaves: Any, given: Any, lead: tuple[int, ...], batch: int) -> Problem:
-    """The problem whose functions see each call of a mapped one by itself, with parameters ``given`` (*lead, ...)."""
-    whole = [verbs.xp.broadcast_to(a, (*lead, *leaf.shape)) for a, leaf in zip(given, leaves, strict=True)]
-
-    def each(function: Any) -> Any:
-        if not callable(function):
-            return function
-
-        def called(*states: Any) -> Any:
-            front = len(states[0].shape) - 1 - batch - len(lead)
-
-            def one(*arguments: Any) -> Any:
-                return function(*arguments[: len(states) - 1], with_leaves(params, list(arguments[len(states) - 1 :])))
-
-            for _ in lead:
-                one = verbs.vmap(one, (*[front] * (len(states) - 1), *[0] * len(whole)), front)
-            return one(*states[:-1], *whole)
-
-        return called
-
-    names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
-    return replace(problem, **{name: each(getattr(problem, name)) for name in names})
