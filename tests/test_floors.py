@@ -72,7 +72,7 @@ FLOORS: list[tuple[str, ...]] = [
     ),
     ("solvers.interior_cpu", "solvers.active_set"),
     ("adjoint", "canonicalize", "solvers.diffcp", "solvers", "control.conditions"),
-    ("failures", "host", "verdict", "control.ilqr", "control.curvature", "solvers.warmup"),
+    ("failures", "host", "verdict", "control.ilqr", "control.curvature", "control.lost", "control.mapped", "solvers.warmup"),
     ("conic", "control.line_search", "control.direct"),
     ("conic_map", "layer", "pairs", "rules", "control.lqr"),
     ("interface", "control.solved", "control.staged"),

@@ -232,6 +232,17 @@ def test_transforms_of_tensorflow() -> None:
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6)
 
 
+@every_backend
+@pytest.mark.parametrize("levels", ["ssss", "tbtb", "bbbb"])
+def test_a_batch_without_rows(backend: str, levels: str) -> None:
+    """Plans without entries, and zeros of the right shapes as gradients."""
+    values = problem(2, 1, 5, (3, 0), levels)
+    cotangents = [np.zeros(shape) for shape in ((5, 3, 0, 2), (5, 3, 0, 1), (3, 0))]
+    found, gradients = TABLE[backend](lambda *given: tuple(lqr(*given, horizon=5)), values, cotangents)
+    assert [a.shape for a in found] == [g.shape for g in cotangents]
+    assert [g.shape for g in gradients] == [v.shape for v in values] and not any(g.any() for g in gradients)
+
+
 WRONG = [
     (dict(C=np.eye(2)), "C has shape .2, 2.; wanted .'...', 3, 3."),
     (dict(c=np.zeros((4, 2, 3))), "c has 4 stages; wanted 5, for a horizon of 5"),

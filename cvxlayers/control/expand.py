@@ -43,14 +43,27 @@ def _weighed(f: Callable, z: Any, weights: Any) -> Any:
 def convexified(H: Any, floor: float, only_where_needed: bool = False) -> Any:
     """Symmetric matrices with their eigenvalues replaced by their magnitudes, at least ``floor`` times the largest of each.
 
-    ``only_where_needed`` leaves alone those whose eigenvalues are not below minus that.
+    ``only_where_needed`` leaves alone those whose eigenvalues are not below minus that. The derivative is that of Daleckii and Krein,
+    U (omega * U'dH U) U' with divided differences omega, the floor being a constant; that of `eigh` divides by differences of eigenvalues.
     """
     verbs = backend_of(H).verbs
-    xp = verbs.xp
-    values, vectors = xp.linalg.eigh(H)
-    if only_where_needed:
-        fine = xp.min(values, axis=-1) >= -floor * (1e-3 + xp.max(xp.abs(values), axis=-1))
-        return xp.where(fine[..., None, None], H, convexified(H, floor))
-    values = xp.abs(values)
-    values = xp.maximum(values, floor * (1e-3 + xp.max(values, axis=-1, keepdims=True)))
-    return xp.matmul(vectors * values[..., None, :], xp.matrix_transpose(vectors))
+    xp, at = verbs.xp, verbs.stop(H)
+    whole = xp.all(xp.all(xp.isfinite(at), axis=-1), axis=-1)  # others stay as they are: `eigh` would raise, or lose all of them
+    at = xp.where(whole[..., None, None], at, xp.zeros_like(at))
+    values, vectors = xp.linalg.eigh(at)
+    sizes = xp.abs(values)
+    least = floor * (1e-3 + xp.max(sizes, axis=-1, keepdims=True))
+    fine = ~whole | xp.all(values >= (-least if only_where_needed else least), axis=-1)
+    known = verbs.known(fine)
+    if known is not None and known.all():
+        return H
+    new = xp.maximum(sizes, least)
+    slopes = xp.where(sizes > least, xp.sign(values), xp.zeros_like(values))
+    apart = values[..., :, None] - values[..., None, :]
+    alike = (new[..., :, None] == new[..., None, :]) | (slopes[..., :, None] * slopes[..., None, :] > 0)
+    omega = (new[..., :, None] - new[..., None, :]) / xp.where(apart == 0, xp.ones_like(apart), apart)
+    omega = xp.where(alike, (slopes[..., :, None] + slopes[..., None, :]) / 2, omega)
+    moved = omega * xp.matmul(xp.matrix_transpose(vectors), xp.matmul(H - at, vectors))
+    unit = verbs.asarray(np.eye(H.shape[-1]), H)
+    found = xp.matmul(vectors, xp.matmul(unit * new[..., None, :] + moved, xp.matrix_transpose(vectors)))
+    return xp.where(fine[..., None, None], H, found)

@@ -76,8 +76,8 @@ def projected(program: Program, transcription: Transcription, tau: Any, y: Any, 
     F = at.F * kept[:-1, :, None, :] if stages > 1 else at.F[:, :, :, :]
     if stages == 1:
         F = xp.zeros_like(C[:, :, :n, :])
-    factors, _ = riccati.factor(C, F, stages)
-    move, costates = riccati.SYSTEM.solve((factors,), (C, F), (-at.slope * kept, xp.zeros_like(tau[..., :n])))
+    factors, _ = verbs.constant(lambda C, F: riccati.factor(C, F, stages), (4, 4), C, F)
+    move, costates = verbs.symmetric(riccati.SYSTEM, (factors,), (C, F), (-at.slope * kept, xp.zeros_like(tau[..., :n])))
 
     lengths = verbs.asarray(np.array(STEPS), tau)
     trials = clipped(program, u + lengths[:, None, None, None] * move[..., n:])
@@ -102,7 +102,8 @@ def projected(program: Program, transcription: Transcription, tau: Any, y: Any, 
     parts["u_lower"] = xp.where(held, xp.maximum(rest, nothing), nothing)
     over = excess(program, following, following[1:, :, :n], None, None)
     gaps = {name: value * 0 if name in ("initial", "dynamics") else -value for name, value in over.items()}
-    return following, transcription.sides(parts), transcription.sides(gaps)
+    rows = (tau.shape[1], transcription.pattern.m)  # sides of one row have no axis of rows
+    return following, *(xp.broadcast_to(transcription.sides(groups), rows) for groups in (parts, gaps))
 
 
 def _slope(verbs: Any, at: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from cvxlayers.backend import NUMPY, backend_of, verbatim
 from cvxlayers.compiled import kernels
 from cvxlayers.control import riccati
+from cvxlayers.control.lost import empty
 from cvxlayers.errors import InaccurateWarning, warn
 
 
@@ -51,6 +52,8 @@ def lqr(C: Any, c: Any, F: Any, f: Any, x0: Any, horizon: int | None = None) -> 
     stages, batch, n, s = _shapes(C, c, F, f, x0, horizon)
     rows = int(np.prod(batch))
 
+    if rows == 0:  # no solver and no kernel is asked
+        return Trajectory(*empty(x0, [C, c, F, f], (stages, *batch, n), (stages, *batch, s - n), batch))
     C, F = _spread(xp, C, 2, rows), _spread(xp, F, 2, rows)
     c, f = (xp.broadcast_to(_spread(xp, a, 1, rows), (count, rows, width)) for a, count, width in ((c, stages, s), (f, stages - 1, n)))
     arrays = (C, c, F, f, xp.reshape(xp.broadcast_to(x0, (*batch, n)), (rows, n)))

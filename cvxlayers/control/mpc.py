@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from cvxlayers.backend import backend_of, verbatim
-from cvxlayers.control import conditions, curvature, ilqr, sqp
+from cvxlayers.control import conditions, curvature, ilqr, lost, sqp
 from cvxlayers.control.direct import Direct
 from cvxlayers.control.line_search import may
+from cvxlayers.control.mapped import mapped_problem, merged
 from cvxlayers.control.options import Options, describe, settle
 from cvxlayers.control.plan import Plan, PlanInfo
 from cvxlayers.control.problem import BOUNDS, Problem, Program, arrays_of, check, leaves_of, program_of, widths_of, with_leaves
@@ -111,6 +111,16 @@ class MPC:
         program = program_of(problem, flat, arrays, params, batch, sizes)
         resolution = backend_of(x0).resolution(x0)
         maps, tol = _maps(program.layout, resolution), options.tolerance(resolution)
+
+        def apart(rows: Any) -> tuple[Program, Any]:  # with numbers for rows that have none
+            if not may(verbs, rows):
+                return program, None
+            return program_of(problem, *lost.replaced(rows, flat, arrays, params), batch, sizes), rows
+
+        if flat.shape[0] == 0:  # dynamics are called for what they reach: the weights of a module have zeros as gradients, too
+            moved = [program.dynamics(self._guess(flat, None)[:-1])] if problem.horizon > 1 else []
+            *solution, none = lost.empty(flat, [arrays, params, moved], *((0, *port.shape) for port in maps.solve.outputs), (0,))
+            return self._report(program, maps, solution, none, none, batch, tol, rti, none == none, none)
         if program.linear_quadratic:
             sides = {"initial": program.x0, **conditions.limits(program), "dynamics": program.dynamics.f}
             data = maps.transcription.program(program.cost.C, program.cost.c, program.dynamics.F, None, None, sides, program.weights)
@@ -121,8 +131,9 @@ class MPC:
                 convex = failure == failure  # stages solve rows whose Hessian is positive definite on what is free
             else:
                 convex = curvature.free_minimum(program)
-            failure = xp.where((failure > 0) & ~convex, xp.zeros_like(failure) + sqp.UNBOUNDED, failure)
-            plan = self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex)
+            failure = xp.where((failure > 0) & (failure < sqp.LOST) & ~convex, xp.zeros_like(failure) + sqp.UNBOUNDED, failure)
+            program, rows = apart(lost.without_numbers(verbs.stop(w)))
+            plan = self._report(program, maps, (w, y, s), xp.ones_like(flat[:, 0]), failure, batch, tol, rti, convex, rows=rows)
             if (tell := describe(options, maps, verbs)) is not None:
                 tell(verbs.asarray(0.0, flat), plan.info.kkt_residual)
             return plan
@@ -131,15 +142,19 @@ class MPC:
             raise ValueError("method='ilqr' knows bounds on controls only; use method='sqp' for other constraints and for slew")
         guess, leaves = self._guess(flat, warm_start), leaves_of(params)
         if rti or options.backward == "unroll":
+            first = sqp.start(program, maps, guess)
+            program, rows = apart(first.failure > 0)
+            if rows is not None:
+                first = sqp.start(program, maps, self._guess(program.x0[0], warm_start))._replace(failure=first.failure)
             steps, tell = 1 if rti else options.max_iter, describe(options, maps, verbs)
-            point = sqp.unroll(program, maps, guess, exact=options.exact, max_iter=steps, tol=tol, shooting=shooting, tell=tell)
+            point = sqp.unroll(program, maps, first, exact=options.exact, max_iter=steps, tol=tol, shooting=shooting, tell=tell)
             w = sqp.variables(program, maps, point)
-            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.failure, batch, tol, rti)
+            return self._report(program, maps, (w, point.y, point.s), point.iterations, point.failure, batch, tol, rti, rows=rows)
 
         def run(flat: Any, guess: Any, *rest: Any) -> tuple[Any, ...]:
             own, lead = list(rest[: len(arrays)]), tuple(flat.shape)[:-2]
-            inside = _merged(verbs, [flat, guess, *own], list(ranks[: 2 + len(own)]), lead)
-            mapped = _mapped(verbs, problem, params, leaves, rest[len(arrays) :], lead, len(batch)) if lead else problem
+            inside = merged(verbs, [flat, guess, *own], list(ranks[: 2 + len(own)]), lead)
+            mapped = mapped_problem(verbs, problem, params, leaves, rest[len(arrays) :], lead, len(batch)) if lead else problem
             again = with_leaves(params, list(rest[len(arrays) :])) if not lead else params
             inner = program_of(mapped, inside[0], inside[2:], again, (*lead, *batch), sizes)
             tell = describe(options, maps, verbs)
@@ -149,8 +164,9 @@ class MPC:
 
         ranks = (2, 3, *(len(a.shape) for a in (*arrays, *leaves)))
         w, y, s, P, A, violation, minimum, iterations, failure = verbs.constant(run, ranks, flat, guess, *arrays, *leaves)
-        solution = self._implicit(program, maps, w, y, s, P, A)
-        return self._report(program, maps, solution, iterations, failure, batch, tol, rti, minimum, violation)
+        program, rows = apart(~xp.isfinite(violation))
+        solution = self._implicit(program, maps, w, y, s, P, A, rows)
+        return self._report(program, maps, solution, iterations, failure, batch, tol, rti, minimum, violation, rows)
 
     def _guess(self, x0: Any, warm_start: Plan | None) -> Any:
         """Where to start, (T, B, s): at rest, or at the last plan shifted by one stage."""
@@ -162,9 +178,12 @@ class MPC:
         u = xp.zeros_like(xp.broadcast_to(x0[:, :1], (x0.shape[0], problem.n_ctrl)))
         return xp.broadcast_to(xp.concat([x0, u], axis=-1)[None], (problem.horizon, x0.shape[0], problem.n_state + problem.n_ctrl))
 
-    def _implicit(self, program: Program, maps: sqp.Maps, w: Any, y: Any, s: Any, P: Any, A: Any) -> tuple[Any, Any, Any]:
+    def _implicit(self, program: Program, maps: sqp.Maps, w: Any, y: Any, s: Any, P: Any, A: Any, rows: Any) -> tuple[Any, Any, Any]:
         """(w, y, s) with their derivatives: only the gradient of the Lagrangian and the constraints' values depend on what is given."""
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
+        found = w
+        if rows is not None:  # they fail in the map
+            found, w, y = verbs.xp.where(rows[:, None], w * np.nan, w), lost.instead(rows, w), lost.instead(rows, y)
         xp, tau, parts = verbs.xp, transcription.stages_of(w), transcription.parted(y)
         slope, sides = conditions.lagrangian_slope(program, tau, parts)
         if layout.slew == "quadratic" and layout.stages > 1:
@@ -175,7 +194,7 @@ class MPC:
             weight = transcription.slack_weights(program.weights["soft"])
             q = xp.concat([q, xp.zeros_like(slack) + (weight if layout.soft == "l1" else weight * slack)], axis=-1)
         sides = {"initial": program.x0, **conditions.limits(program), **sides}
-        return verbs.call(maps.solved, P, q, A, transcription.sides(sides), w, y, s)
+        return verbs.call(maps.solved, P, q, A, transcription.sides(sides), found, y, s)
 
     def _report(
         self,
@@ -189,9 +208,10 @@ class MPC:
         rti: bool,
         minimum: Any = None,
         violation: Any = None,
+        rows: Any = None,
     ) -> Plan:
-        """The plan of (w, y, s); ``minimum`` and ``violation`` where they are known, of a convex problem some of the former."""
-        w, y, s = solution
+        """The plan of (w, y, s); ``minimum`` and ``violation`` where known, of convex ones some of the former; ``rows`` without numbers."""
+        w, y, s = solution if rows is None else (lost.instead(rows, a) for a in solution)
         verbs, layout, transcription = backend_of(w).verbs, program.layout, maps.transcription
         xp, T, n = verbs.xp, layout.stages, layout.n
         tau = transcription.stages_of(w)
@@ -203,6 +223,8 @@ class MPC:
             if minimum is None or may(verbs, ~minimum):
                 point = conditions.expand(program, at, parts, "lagrangian", point)
                 minimum = curvature.minimum(program, point, parts)
+        if rows is not None:
+            violation = xp.where(rows, xp.ones_like(violation) * np.inf, violation)
         minimum = minimum & (violation == violation)
         converged = (violation <= tol) & ~(failure > 0)
         scale = 1 + xp.max(xp.abs(y), axis=-1)[None, :, None]
@@ -212,35 +234,29 @@ class MPC:
                 weak = weak | xp.any(xp.any(~strong & (gaps[name] < WEAK * scale), axis=-1), axis=0)
                 if name != "slack":
                     active[name] = xp.reshape(strong, (strong.shape[0], *batch, strong.shape[-1]))
+        policy, other = self.options.on_unconverged, {"zero_grad": at, "nan": xp.ones_like(at) * np.nan}
         if not rti:
-            settle(verbs, converged, violation, failure, self.options.on_unconverged)
-            if self.options.on_unconverged in ("nan", "zero_grad"):
-                other = at if self.options.on_unconverged == "zero_grad" else xp.ones_like(at) * np.nan
-                tau = xp.where(converged[None, :, None], tau, other)
-        cost = _cost(program, tau)
+            settle(verbs, converged, violation, failure, policy)
+        cost = _cost(program, tau if rti or policy not in other else transcription.stages_of(lost.instead(~converged, w)))
+        if not rti and policy in other:  # rows that others stand in for, lest 0 times what is not finite reach what rows share
+            tau = xp.where(converged[None, :, None], tau, other[policy])
+            cost = xp.where(converged, cost, verbs.stop(_cost(program, other[policy])))
         infeasible, unbounded = failure == sqp.INFEASIBLE, failure == sqp.UNBOUNDED
-        rows = (cost, converged, iterations, violation, infeasible, unbounded, minimum & converged, converged & ~weak)
-        cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in rows)
+        told = (cost, converged, iterations, violation, infeasible, unbounded, minimum & converged, converged & ~weak)
+        cost, converged, iterations, violation, infeasible, unbounded, minimum, grad_ok = (xp.reshape(a, batch) for a in told)
         x, u = (xp.reshape(a, (T, *batch, a.shape[-1])) for a in (tau[..., :n], tau[..., n:]))
-        return Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
+        plan = Plan(x, u, cost, PlanInfo(converged, iterations, violation, infeasible, unbounded, minimum, active, grad_ok))
+        return plan if rows is None else lost.told(plan, rows)
 
 
 def _cost(program: Program, tau: Any) -> Any:
-    """What plans cost, (B,): NaN for rows without one, whose NaN would reach what rows share through the derivative of the others."""
-    verbs, held = backend_of(tau).verbs, {}
-    xp = verbs.xp
-    there = xp.all(xp.all(xp.isfinite(tau), axis=-1), axis=0)
-    if may(verbs, ~there):  # a plan that is as good as the others' stands in
-        plans = xp.where(there[None, :, None], verbs.stop(tau), xp.zeros_like(tau))
-        count = xp.sum(xp.where(there, xp.ones_like(tau[0, :, 0]), xp.zeros_like(tau[0, :, 0])))
-        mean = xp.sum(plans, axis=1, keepdims=True) / xp.where(count > 0, count, xp.ones_like(count))
-        tau = xp.where(there[None, :, None], tau, mean)
+    """What plans cost, (B,)."""
+    held = {}
     if program.constraints is not None:
         held["constraints"] = program.constraints(tau)
     if program.terminal_constraints is not None:
         held["terminal"] = program.terminal_constraints(tau[-1:, :, : program.layout.n])
-    cost = conditions.objective(program, tau, held)
-    return xp.where(there, cost, xp.zeros_like(cost) + np.nan)
+    return conditions.objective(program, tau, held)
 
 
 @lru_cache(maxsize=64)
@@ -252,47 +268,3 @@ def _maps(layout: Layout, resolution: float) -> sqp.Maps:
     solve = staged(transcription, SOLVER, kkt)
     direct = Direct(layout.stages, layout.n, layout.m, pattern.m) if isinstance(solve.conic.solver, Staged) else None
     return sqp.Maps(transcription, solve, *maps, direct)
-
-
-# Mapped calls: their axes come in front of all others, and become rows.
-
-
-def _merged(verbs: Any, arrays: list[Any], ranks: list[int], lead: tuple[int, ...]) -> list[Any]:
-    """(*lead, stage, row, ...) -> (stage, rows, ...), and (*lead, row, n) -> (rows, n); what rows share stays shared."""
-    if not lead:
-        return arrays
-    xp, merged, own = verbs.xp, [], arrays[0].shape[-2]
-    for a, rank in zip(arrays, ranks, strict=True):
-        axis = len(a.shape) - rank + (rank > 2)  # of the rows
-        if len(a.shape) == rank and a.shape[axis] == 1 and rank > 2:
-            merged.append(a)
-            continue
-        rest = tuple(a.shape)[axis + 1 :]
-        a = xp.broadcast_to(a, (*lead, *a.shape[axis - 1 : axis], own, *rest) if rank > 2 else (*lead, own, *rest))
-        a = xp.moveaxis(a, len(lead), 0) if rank > 2 else a
-        merged.append(xp.reshape(a, (*(a.shape[:1] if rank > 2 else ()), int(np.prod(lead)) * own, *rest)))
-    return merged
-
-
-def _mapped(verbs: Any, problem: Problem, params: Any, leaves: Any, given: Any, lead: tuple[int, ...], batch: int) -> Problem:
-    """The problem whose functions see each call of a mapped one by itself, with parameters ``given`` (*lead, ...)."""
-    whole = [verbs.xp.broadcast_to(a, (*lead, *leaf.shape)) for a, leaf in zip(given, leaves, strict=True)]
-
-    def each(function: Any) -> Any:
-        if not callable(function):
-            return function
-
-        def called(*states: Any) -> Any:
-            front = len(states[0].shape) - 1 - batch - len(lead)
-
-            def one(*arguments: Any) -> Any:
-                return function(*arguments[: len(states) - 1], with_leaves(params, list(arguments[len(states) - 1 :])))
-
-            for _ in lead:
-                one = verbs.vmap(one, (*[front] * (len(states) - 1), *[0] * len(whole)), front)
-            return one(*states[:-1], *whole)
-
-        return called
-
-    names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
-    return replace(problem, **{name: each(getattr(problem, name)) for name in names})

@@ -21,11 +21,18 @@ CHOICES = {
 }
 
 # By the codes of `sqp.failure_of`.
-STATUSES = (Status.ITERATION_LIMIT, Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE, Status.NUMERICAL_ERROR)
+STATUSES = (
+    Status.ITERATION_LIMIT,
+    Status.PRIMAL_INFEASIBLE,
+    Status.DUAL_INFEASIBLE,
+    Status.NUMERICAL_ERROR,
+    Status.INVALID_PARAMETER,
+)
 SENTENCES = {
     1: "the constraints of {rows} cannot be satisfied",
     2: "the cost of {rows} has no minimum: it is not convex, or falls without end",
     3: "a quadratic program of {rows} could not be solved",
+    4: "states, parameters or derivatives of {rows} are not finite",
 }
 
 

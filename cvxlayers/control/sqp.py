@@ -19,6 +19,7 @@ from cvxlayers.control.conditions import FLOOR, Expansion, distance, expand, pac
 from cvxlayers.control.direct import Direct
 from cvxlayers.control.expand import convexified
 from cvxlayers.control.line_search import may, search
+from cvxlayers.control.lost import without_numbers
 from cvxlayers.control.problem import Program
 from cvxlayers.control.riccati import times
 from cvxlayers.control.solved import SolvedMap
@@ -29,7 +30,7 @@ CLOSE, VALLEY = 0.5, 0.1  # from these violations on Newton steps are tried, and
 FORGET = 0.1  # what remains of the last penalty at least
 RELIEF = 8  # every so many steps of shooting one is a quadratic program's
 GAIN = 0.5  # what they must leave at most of it
-INFEASIBLE, UNBOUNDED, BROKEN = 1.0, 2.0, 3.0  # why a quadratic program has no solution: none exists, no minimum, the solver gave up
+INFEASIBLE, UNBOUNDED, BROKEN, LOST = 1.0, 2.0, 3.0, 4.0  # why a quadratic program has none: no point, no minimum, given up, no numbers
 
 
 class Maps(NamedTuple):
@@ -84,10 +85,18 @@ def solve(
 
 
 def unroll(
-    program: Program, maps: Maps, tau: Any, *, exact: bool, max_iter: int, tol: float, shooting: bool = False, tell: Callable | None = None
+    program: Program,
+    maps: Maps,
+    point: Point,
+    *,
+    exact: bool,
+    max_iter: int,
+    tol: float,
+    shooting: bool = False,
+    tell: Callable | None = None,
 ) -> Point:
-    """`solve` in a loop that frameworks differentiate, and without Newton steps: the iterations themselves are the derivative."""
-    verbs, maps = backend_of(tau).verbs, maps._replace(direct=None)  # nobody differentiates a direct step
+    """`solve` from a `start`, without Newton steps, in a loop that frameworks differentiate: the iterations are the derivative."""
+    verbs, maps = backend_of(point.tau).verbs, maps._replace(direct=None)  # nobody differentiates a direct step
 
     def iterate(k: Any, point: Point) -> Point:
         open_rows = (point.violation > tol) & (point.failure < 0.5)
@@ -97,15 +106,14 @@ def unroll(
             tell(k, point.violation)
         return point
 
-    point = start(program, maps, tau)
     if verbs.known(point.violation) is None:  # compiled once, not max_iter times
-        counted = verbs.asarray(np.arange(max_iter), tau)
+        counted = verbs.asarray(np.arange(max_iter), point.tau)
         last, _ = verbs.scan(lambda point, k: (tuple(iterate(k[0], Point(*point))), ()), tuple(point), (counted,))
         return Point(*last)
     for k in range(max_iter):
         if not may(verbs, (point.violation > tol) & (point.failure < 0.5)):
             break
-        point = iterate(verbs.asarray(k, tau), point)
+        point = iterate(verbs.asarray(k, point.tau), point)
     return point
 
 
@@ -145,13 +153,15 @@ def _like(mask: Any, a: Any) -> Any:
 
 
 def start(program: Program, maps: Maps, tau: Any) -> Point:
-    """The first point: no multipliers."""
+    """The first point: no multipliers; rows without numbers have failed."""
     verbs, pattern = backend_of(tau).verbs, maps.transcription.pattern
     xp = verbs.xp
     none = xp.zeros_like(tau[0, :, 0])
     y = none[:, None] + verbs.asarray(np.zeros(pattern.m), tau)
+    own = packed(program, values(program, tau))
     failure = xp.where(program.crossed, none + INFEASIBLE, none)
-    return Point(tau, y, y, none, none + np.inf, none, failure, packed(program, values(program, tau)))
+    failure = xp.where(verbs.stop(without_numbers(tau, *own, *program.bounds.values())), none + LOST, failure)
+    return Point(tau, y, y, none, none + np.inf, none, failure, own)
 
 
 def step(program: Program, maps: Maps, point: Point, exact: bool, tol: float, shooting: bool) -> Point:
@@ -274,10 +284,11 @@ def _quadratic(program: Program, maps: Maps, tau: Any, at: Expansion, H: Any, ro
 
 
 def failure_of(w: Any, status: Any) -> Any:
-    """Of solved programs, (B,): 0 for a solution, INFEASIBLE, UNBOUNDED, or BROKEN for what a solver gave up."""
+    """Of solved programs, (B,): 0 for a solution, INFEASIBLE, UNBOUNDED, LOST, or BROKEN for what a solver gave up."""
     verbs = backend_of(w).verbs
     xp, lost = verbs.xp, verbs.stop(w[:, 0])
     nothing, status = xp.zeros_like(lost), verbs.asarray(status, lost)
     code = xp.where(status == int(Status.DUAL_INFEASIBLE), nothing + UNBOUNDED, nothing + BROKEN)
-    code = xp.where(status == int(Status.PRIMAL_INFEASIBLE), nothing + INFEASIBLE, code)
+    for kind, why in ((Status.PRIMAL_INFEASIBLE, INFEASIBLE), (Status.INVALID_PARAMETER, LOST)):
+        code = xp.where(status == int(kind), nothing + why, code)
     return xp.where(xp.isnan(lost), code, nothing)
