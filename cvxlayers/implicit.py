@@ -128,7 +128,13 @@ def _up_to(order: int, verbs: Verbs, u: Any) -> Any:
 
 def _solution(verbs: Verbs, solve: Callable, like: Callable | None, filled: Callable, arrays: Any) -> Any:
     if like is None:
-        return verbs.stop(solve(filled(arrays)))
+        u = solve(filled(arrays))
+        if backend_of(u).verbs is not verbs:
+            raise ValueError(
+                f"got a {type(u).__name__} from solve for theta of another framework; wanted an array of the framework of theta, or "
+                "like=..., a function of theta that returns one with the shape and dtype of u: solve is then given NumPy arrays"
+            )
+        return verbs.stop(u)
     return verbs.host(lambda *values: solve(filled(values)), like(filled(arrays)), *arrays)
 
 

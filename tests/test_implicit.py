@@ -16,7 +16,7 @@ from cvxlayers.backend import NUMPY_VERBS, backend_of
 from cvxlayers.errors import GradientWarning, InaccurateWarning
 from cvxlayers.implicit import implicit_function
 from cvxlayers.krylov import least_squares
-from tests.backends import TABLE, compiled, requested
+from tests.backends import TABLE, compiled, requested, tensor
 
 every_backend = pytest.mark.parametrize("backend", requested())
 RNG = np.random.default_rng(0)
@@ -300,6 +300,13 @@ def test_misuse_of_the_residual(residual: Callable, solve: Callable, message: st
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match=message):
         implicit_function(residual, solve)(torch.tensor(B))
+
+
+@every_backend
+@pytest.mark.parametrize("solve", [lambda a: np.asarray(a) ** 0.5, lambda a: [1.0]])
+def test_a_solver_of_another_framework_is_told(backend: str, solve: Callable) -> None:
+    with pytest.raises(ValueError, match="got a (ndarray|list) from solve for theta of another framework; wanted .* or like="):
+        implicit_function(lambda a, u: u * u - a, solve)(tensor(backend, np.ones(3), "float32"))
 
 
 def test_unknown_method() -> None:

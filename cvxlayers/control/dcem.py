@@ -57,7 +57,8 @@ def dcem(
     noise, or the framework's own: a torch.Generator, a JAX key, a tf.random.Generator.
 
     Gradients pass through samples and weights to mean, scale, bounds, and whatever ``cost`` reaches. Raises ValueError for counts that
-    do not fit, a negative scale, crossed bounds (in compiled code, NaN rows) and a cost of the wrong shape. Method: Amos, Yarats, "The differentiable cross-entropy method", 2020.
+    do not fit, a negative scale, crossed bounds (in compiled code, NaN rows) and a cost of the wrong shape. Method: Amos, Yarats, "The
+    differentiable cross-entropy method", 2020.
 
     >>> import numpy as np
     >>> found = dcem(lambda x: ((x - 0.3) ** 2).sum(-1), np.zeros(2), 1.0, n_iter=20, temperature=0)
