@@ -225,7 +225,7 @@ def test_krylov_is_as_accurate_as_the_condition_allows(backend: str, power: int,
         warnings.simplefilter("error", InaccurateWarning)
         _, (pulled,) = TABLE[backend](compiled(backend, lambda a: (f(a),)), [a], [g])
         _settle(backend)
-    np.testing.assert_allclose(pulled, g, rtol=0, atol=accuracy * np.linalg.norm(g))
+    np.testing.assert_allclose(pulled, g, rtol=0, atol=accuracy * float(np.linalg.norm(g)))
 
 
 @every_backend

@@ -97,10 +97,11 @@ def dcem(
     (noise,) = verbs.constant(lambda mean: (_noise(verbs, seed, mean, n_iter, n_sample),), (len(mean.shape),), mean)
     worst = xp.zeros_like(mean[..., 0]) + float("inf")
     (mean, scale, best, _), trace = verbs.scan(iterate, (mean, scale, mean, worst), (noise,))
-    points, costs = (mean, scale, best, *trace[:2]), trace[2]
     if valid is not None:
-        points, costs = [xp.where(valid[..., None], a, float("nan")) for a in points], xp.where(valid, costs, float("nan"))
-    return Search(*points[:3], Trace(*points[3:], costs))
+        mean, scale, best, *trace = (
+            xp.where(valid if k == 5 else valid[..., None], a, float("nan")) for k, a in enumerate((mean, scale, best, *trace))
+        )
+    return Search(mean, scale, best, Trace(*trace))
 
 
 def _valid(verbs: Verbs, scale: Any, lower: Any, upper: Any) -> Any:
