@@ -9,12 +9,14 @@ zero in value and move with theta as the root does up to the second derivative; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from cvxlayers.backend import NUMPY, Verbs, backend_of, verbatim
 from cvxlayers.errors import GradientWarning, InaccurateWarning, warn
+from cvxlayers.krylov import least_squares
 
 
 def implicit_function(
@@ -35,9 +37,10 @@ def implicit_function(
 
     Derivatives go to second order, in reverse and forward mode, under the framework's transforms; a third is a ValueError. Mapped rows
     (vmap) are solved one by one. ``method="dense"`` forms the Jacobian D_u g and decomposes it; ``"krylov"`` only multiplies by it, in at
-    most ``max_iter`` iterations (4 m) for each direction. Rows whose Jacobian is singular get the derivative by its pseudo-inverse and a
-    GradientWarning that names them; rows that one Newton step would still move get an InaccurateWarning. Raises ValueError for an unknown
-    method and for a residual that is not of the shape of u.
+    most ``max_iter`` iterations (4 m) for each direction, and keeps up to m vectors of every row. Rows whose Jacobian is singular get the
+    derivative by its pseudo-inverse and a GradientWarning that names them ("krylov" sees it where a direction cannot be solved); rows that
+    one Newton step would still move, or whose derivative "krylov" has not found within ``max_iter``, get an InaccurateWarning. Raises
+    ValueError for an unknown method and for a residual that is not of the shape of u.
 
     >>> import torch
     >>> root = implicit_function(lambda a, u: u * u - a, lambda a: a**0.5, like=lambda a: a)
@@ -50,6 +53,9 @@ def implicit_function(
 
     if method not in ("dense", "krylov"):
         raise ValueError(f"got the method {method!r}; wanted 'dense' or 'krylov'")
+    if max_iter is not None and (not isinstance(max_iter, Integral) or max_iter < 1):
+        raise ValueError(f"got max_iter={max_iter!r}; wanted a positive integer, or None for four times the length of u")
+    limit = lambda u: 4 * u.shape[-1] if max_iter is None else int(max_iter)  # noqa: E731
 
     @verbatim
     def function(theta: Any) -> Any:
@@ -71,7 +77,7 @@ def implicit_function(
             if method == "dense":
                 return u, _inverse(verbs, g, u)
             _check(u, g(u))
-            _report(verbs, _least_squares(verbs, *_products(verbs, g, u), g(u), max_iter)[0], u, None)
+            _report(verbs, least_squares(verbs, *_products(verbs, g, u), g(u), limit(u))[0], u, None)
             return (u,)
 
         def solved(transposed: bool) -> Callable:
@@ -81,8 +87,8 @@ def implicit_function(
                 *at, u, b = given
                 forward, backward = _products(verbs, lambda u: equation(filled(at), u), u)
                 first, second = (backward, forward) if transposed else (forward, backward)
-                x, left = _least_squares(verbs, first, second, b, max_iter)
-                verbs.host(_tell, None, left, left & ~left)
+                x, singular, unsolved = least_squares(verbs, first, second, b, limit(b))
+                verbs.host(_tell, None, singular, singular & ~singular, unsolved)
                 return (x,)
 
             mapped = _row_by_row(verbs, run, (*ranks, len(root.shape), len(root.shape)))
@@ -122,7 +128,13 @@ def _up_to(order: int, verbs: Verbs, u: Any) -> Any:
 
 def _solution(verbs: Verbs, solve: Callable, like: Callable | None, filled: Callable, arrays: Any) -> Any:
     if like is None:
-        return verbs.stop(solve(filled(arrays)))
+        u = solve(filled(arrays))
+        if backend_of(u).verbs is not verbs:
+            raise ValueError(
+                f"got a {type(u).__name__} from solve for theta of another framework; wanted an array of the framework of theta, or "
+                "like=..., a function of theta that returns one with the shape and dtype of u: solve is then given NumPy arrays"
+            )
+        return verbs.stop(u)
     return verbs.host(lambda *values: solve(filled(values)), like(filled(arrays)), *arrays)
 
 
@@ -165,36 +177,13 @@ def _products(verbs: Verbs, g: Callable, u: Any) -> tuple[Callable, Callable]:
     return lambda x: verbs.vjp(back, verbs.xp.zeros_like(u))[1](x)[0], back
 
 
-def _least_squares(verbs: Verbs, forward: Callable, backward: Callable, b: Any, max_iter: int | None) -> tuple[Any, Any]:
-    """The least-norm x of least |A x - b| by conjugate gradients (CGLS), and which rows are not solved.
-
-    Method: Bjoerck, "Numerical methods for least squares problems", 1996.
-    """
-    xp, eps = verbs.xp, backend_of(b).resolution(b)
-    limit = 4 * b.shape[-1] if max_iter is None else max_iter
-    norm = lambda v: xp.sum(v * v, axis=-1, keepdims=True)  # noqa: E731
-    safe = lambda v: xp.where(v > 0, v, xp.ones_like(v))  # noqa: E731
-
-    def body(x: Any, r: Any, p: Any, energy: Any, count: Any) -> tuple[Any, ...]:
-        q = forward(p)
-        step = energy / safe(norm(q))
-        x, r = x + step * p, r - step * q
-        s = backward(r)
-        fresh = norm(s)
-        return x, r, s + fresh / safe(energy) * p, xp.where(fresh > eps * eps * first, fresh, xp.zeros_like(fresh)), count + 1
-
-    s = backward(b)
-    first = norm(s)
-    state = (xp.zeros_like(b), b, s, first, 0)
-    x, r, *_ = verbs.loop(lambda x, r, p, energy, count: xp.any(energy > 0) & (count < limit), body, state)
-    return x, (norm(r) > eps * norm(b))[..., 0]
-
-
-def _tell(singular: np.ndarray, far: np.ndarray) -> None:
+def _tell(singular: np.ndarray, far: np.ndarray, unsolved: np.ndarray | tuple = ()) -> None:
     """Warn once for each thing that went wrong, naming the rows."""
+    unfinished = "method='krylov' has not found the derivative there within max_iter iterations; raise max_iter or use method='dense'"
     for rows, category, sentence in (
         (singular, GradientWarning, "the Jacobian of the residual is singular there: the derivative is that of its pseudo-inverse"),
         (far, InaccurateWarning, "solve returned no root: a Newton step would still move it, and its derivative is not that of a root"),
+        (unsolved, InaccurateWarning, unfinished),
     ):
         which = np.flatnonzero(rows)
         if which.size:

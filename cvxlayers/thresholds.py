@@ -45,3 +45,14 @@ def floats(*arrays: Any) -> tuple[Verbs, list[Any]]:
     if any(len(a.shape) and a.shape[-1] not in (1, cast[0].shape[-1]) for a in cast[1:]):
         raise ValueError(f"got arrays of shapes {[tuple(a.shape) for a in cast]}; wanted last axes of one length")
     return verbs, [sum((verbs.xp.zeros_like(b) for b in cast if b is not a), start=a) for a in cast]
+
+
+def count_of(verbs: Verbs, mask: Any, like: Any) -> Any:
+    """How many entries of each row (*batch, 1) are marked."""
+    return verbs.xp.sum(verbs.xp.where(mask, verbs.xp.ones_like(like), verbs.xp.zeros_like(like)), axis=-1, keepdims=True)
+
+
+def least_normal(x: Any) -> float:
+    """The least positive number of the dtype that has its full resolution; the range of bfloat16 is that of float32."""
+    name = str(x.dtype)
+    return float(np.finfo(next((kind for kind in ("float64", "float16") if kind in name and "b" + kind not in name), "float32")).tiny)

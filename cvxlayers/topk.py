@@ -18,7 +18,7 @@ import numpy as np
 
 from cvxlayers.backend import NUMPY, Verbs, backend_of, verbatim
 from cvxlayers.compiled import kernels
-from cvxlayers.thresholds import floats, increasing_root
+from cvxlayers.thresholds import count_of, floats, increasing_root, least_normal
 
 
 @verbatim
@@ -137,9 +137,10 @@ def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
         y* = argmin_y  -x'y - temperature H_b(y)  subject to  0 <= y <= 1, 1'y = k
         H_b(y) = -sum_i y_i log y_i + (1 - y_i) log(1 - y_i)
 
-    y = sigmoid(x / temperature + nu) with the one nu that makes the sum k. The temperature, a number or a positive array that broadcasts
-    with x and is differentiated too, goes to 0 with the hard top-k, which the number 0 itself gives (equal scores share the last places).
-    Scores of +inf get weight 1, of -inf weight 0. Raises ValueError for k outside [0, n] and for a negative temperature.
+    y = sigmoid(x / temperature + nu) with the one nu that makes the sum k. The temperature, a number or an array that broadcasts with x
+    and is differentiated too, goes to 0 with the hard top-k, which 0 itself gives, with derivative 0 (equal scores share the last places).
+    Scores of +inf get weight 1, of -inf weight 0. Raises ValueError for k outside [0, n] and for a negative temperature; where compiled
+    code only meets its value, its rows are NaN.
 
     Projection and derivative: Amos, Koltun, Kolter, "The limited multi-label projection layer", 2019. Here nu is found by Newton's method
     within [logit(k/n) - max x, logit(k/n) - min x], which always holds it.
@@ -151,20 +152,45 @@ def lml(x: Any, k: float, temperature: Any = 1.0) -> Any:
     """
     verbs, (x,) = floats(x)
     xp, n = verbs.xp, x.shape[-1]
+    if not isinstance(k, Real):
+        raise ValueError(f"got k of type {type(k).__name__}; wanted a number, one for all rows: k.item(), say, or a call for each k")
     if not 0 <= k <= n:
         raise ValueError(f"got k = {k}; wanted a number from 0 to {n}, the length of the last axis of x")
-    if isinstance(temperature, Real) and not float(temperature) >= 0:
+    at = verbs.known(verbs.asarray(temperature, x))
+    if (isinstance(temperature, Real) and not float(temperature) >= 0) or (at is not None and np.any(at < 0)):
         raise ValueError(f"got the temperature {temperature}; wanted 0 or more")
-    if k in (0, n) or (isinstance(temperature, Real) and temperature == 0):
+    least = least_normal(x)
+    if k in (0, n) or (isinstance(temperature, Real) and temperature < least):
         return _hard(verbs, x, k)
-
-    # Infinite scores have weight 1 or 0 and stand aside.
     if isinstance(temperature, Real) and temperature == 1:
-        z = x
-    else:
-        temperature = verbs.asarray(temperature, x)
-        free = xp.abs(verbs.stop(x / temperature)) < math.inf
-        z = xp.where(free, xp.where(free, x, xp.zeros_like(x)) / temperature, verbs.stop(x / temperature))
+        return _soft(verbs, x, k)
+
+    temperature = verbs.asarray(temperature, x)
+    temperature = temperature if len(temperature.shape) else temperature[None]
+    small, wrong = (temperature >= 0) & (temperature < least), ~(temperature >= 0)
+    divisor = xp.where(small | wrong, xp.ones_like(temperature), temperature)
+    limit = None
+    if at is None or not np.all(at > least**0.25):
+        # Where too many scores are infinite once divided, as all are at 0, the weights are those of the limit.
+        slope = _slope(verbs, x, divisor)
+        many = (count_of(verbs, slope == math.inf, x) > k) | (count_of(verbs, slope == -math.inf, x) > n - k)
+        limit = xp.any(small, axis=-1, keepdims=True) | many
+        divisor = xp.where(limit, xp.ones_like(divisor), divisor)
+    # Scores whose quotient is infinite, or moves infinitely with the temperature, have weight 1 or 0 and stand aside.
+    slope = _slope(verbs, x, divisor)
+    free = xp.abs(slope) < math.inf
+    z = xp.where(free, xp.where(free, x, xp.zeros_like(x)) / divisor, slope)
+    wrong = xp.any(wrong, axis=-1, keepdims=True)
+    y = _soft(verbs, xp.where(wrong, math.nan, z), k)
+    return y if limit is None else xp.where(limit & ~wrong, _hard(verbs, x, k), y)
+
+
+def _slope(verbs: Verbs, x: Any, divisor: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return verbs.stop(x / divisor / divisor)
+
+
+def _soft(verbs: Verbs, z: Any, k: float) -> Any:
     return verbs.projection(lambda z: _weights(verbs, z, k), lambda y, d, tracked: _moved(verbs, y, d, tracked), z)
 
 
@@ -241,7 +267,7 @@ def _hard(verbs: Verbs, x: Any, k: float) -> Any:
     zero = xp.zeros_like(x)
     least = xp.sort(verbs.stop(x), axis=-1)[..., x.shape[-1] - max(math.ceil(k), 1)][..., None]
     above, equal = x > least, x == least
-    share = (k - _count(verbs, above, x)) / _count(verbs, equal, x)
+    share = (k - count_of(verbs, above, x)) / count_of(verbs, equal, x)
     y = xp.where(above, xp.ones_like(x), xp.where(equal, share, zero))
     # A zero that depends on x: frameworks may refuse to differentiate what does not.
     y = y + xp.where(xp.isfinite(x), x, zero) * 0
@@ -251,10 +277,6 @@ def _hard(verbs: Verbs, x: Any, k: float) -> Any:
 
 def _sum(verbs: Verbs, x: Any) -> Any:
     return verbs.xp.sum(x, axis=-1, keepdims=True)
-
-
-def _count(verbs: Verbs, mask: Any, like: Any) -> Any:
-    return _sum(verbs, verbs.xp.where(mask, verbs.xp.ones_like(like), verbs.xp.zeros_like(like)))
 
 
 def _bounded(verbs: Verbs, x: Any) -> Any:

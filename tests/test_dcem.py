@@ -224,6 +224,13 @@ def test_unrolled_descent_in_compiled_code() -> None:
             lambda: dcem(lambda x: x, MEAN, SCALE),
             r"got a cost of shape \(3, 100, 2\) for samples of shape \(3, 100, 2\); wanted \(3, 100\)",
         ),
+        (lambda: dcem(lambda x: x.sum(-1), MEAN, SCALE, n_sample=20.5), r"got n_sample=20.5, .* integers"),
+        (lambda: dcem(lambda x: x.sum(-1), MEAN, SCALE, seed=None), "got seed=None; wanted an int"),
+        (lambda: dcem(lambda x: x.sum(-1), MEAN, -0.5), "got a scale of -0.5; wanted standard deviations"),
+        (
+            lambda: dcem(lambda x: x.sum(-1), MEAN, SCALE, lower=[0.0, 2.0], upper=1.0),
+            "got the bounds lower=2.0 and upper=1.0 of one entry; wanted lower <= upper",
+        ),
         (lambda: dcem(lambda x: x.sum(-1), MEAN, SCALE, temperature=-1.0), "got the temperature -1.0"),
         (lambda: unroll(lambda x: x.sum(-1), MEAN, n_iter=0), "got n_iter=0; wanted at least 1"),
     ],
@@ -231,3 +238,25 @@ def test_unrolled_descent_in_compiled_code() -> None:
 def test_misuse(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_rows_that_cannot_be_in_compiled_code(backend: str) -> None:
+    """A negative scale in the first row of three, crossed bounds in the last: NaN with zero gradient; the others are untouched."""
+    module = pytest.importorskip(backend)
+    lower = np.array([[-1.0, -1.0], [-1.0, -1.0], [-1.0, 2.0]])
+
+    def found(mean: Any, scale: Any, lower: Any) -> tuple[Any, ...]:
+        search = dcem(lambda x: x[..., 0] * x[..., 0] + x[..., 1], mean, scale, lower=lower, upper=1.0, n_iter=2, seed=np.int64(0))
+        return search.mean, search.scale, search.best
+
+    values, g = [np.zeros((3, 2)), np.array([[1.0, -1.0], [1.0, 1.0], [1.0, 1.0]]), lower], [np.ones((3, 2))] * 3
+    run = module.jit(found) if backend == "jax" else module.function(found)
+    outputs, gradients = TABLE[backend](run, values, g)
+    again, pulled = TABLE[backend](found, [np.zeros((3, 2)), np.ones((3, 2)), np.full((3, 2), -1.0)], g)
+    for got, want in zip([*outputs, *gradients], [*again, *pulled], strict=True):
+        np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-12)
+    for got in outputs:
+        assert np.isnan(got[[0, 2]]).all()
+    for got in gradients:
+        assert (got[[0, 2]] == 0).all()

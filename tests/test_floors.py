@@ -47,7 +47,7 @@ FLOORS: list[tuple[str, ...]] = [
         *("kernels.lml", "kernels.box", "kernels.lqr", "kernels.held"),
     ),
     ("kernels.interior", "kernels.active_rows", "kernels.staged_newton"),
-    ("kernels.programs", "thresholds"),
+    ("kernels.programs", "thresholds", "krylov"),
     (
         *("topk", "implicit", "control.expand", "control.options", "control.plan", "control.riccati", "row_map"),
         *("cones.linear", "cones.second_order", "cones.semidefinite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from scipy.optimize import root
 
-from cvxlayers.backend import backend_of
+from cvxlayers.backend import NUMPY_VERBS, backend_of
 from cvxlayers.errors import GradientWarning, InaccurateWarning
 from cvxlayers.implicit import implicit_function
-from tests.backends import TABLE, requested
+from cvxlayers.krylov import least_squares
+from tests.backends import TABLE, compiled, requested, tensor
 
 every_backend = pytest.mark.parametrize("backend", requested())
 RNG = np.random.default_rng(0)
@@ -202,6 +204,66 @@ def test_krylov_finds_the_pseudo_inverse_and_tells_what_it_cannot_solve(backend:
     np.testing.assert_allclose(pulled, [[0.5, 0.5], [0.25, 0.25]], rtol=1e-14)
 
 
+def scaled(values: np.ndarray, **options: Any) -> Callable:
+    """u = a, as the root of Q diag(values) Q' (u - a) with a fixed rotation Q."""
+    Q = np.linalg.qr(np.random.default_rng(1).standard_normal((len(values), len(values))))[0]
+    matrix = Q * values @ Q.T
+
+    def residual(a: Any, u: Any) -> Any:
+        verbs = backend_of(u).verbs
+        return verbs.xp.matmul(verbs.asarray(matrix, u), (u - a)[..., None])[..., 0]
+
+    return implicit_function(residual, lambda a: 1 * a, method="krylov", **options)
+
+
+@every_backend
+@pytest.mark.parametrize(("power", "accuracy"), [(0, 1e-14), (5, 1e-10), (8, 1e-7)])
+def test_krylov_is_as_accurate_as_the_condition_allows(backend: str, power: int, accuracy: float) -> None:
+    f, a, g = scaled(np.logspace(0, -power, 50)), np.ones((2, 50)), RNG.standard_normal((2, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradientWarning)
+        warnings.simplefilter("error", InaccurateWarning)
+        _, (pulled,) = TABLE[backend](compiled(backend, lambda a: (f(a),)), [a], [g])
+        _settle(backend)
+    np.testing.assert_allclose(pulled, g, rtol=0, atol=accuracy * float(np.linalg.norm(g)))
+
+
+@every_backend
+@pytest.mark.parametrize(
+    ("power", "max_iter", "category", "message"),
+    [
+        (5, 10, InaccurateWarning, "rows 0, 1 of 2: method='krylov' has not found the derivative there within max_iter.*method='dense'"),
+        (20, None, GradientWarning, "rows 0, 1 of 2: the Jacobian of the residual is singular there"),
+    ],
+)
+def test_krylov_tells_a_limit_from_a_singular_jacobian(
+    backend: str, power: int, max_iter: int | None, category: type[Warning], message: str
+) -> None:
+    f = scaled(np.logspace(0, -power, 50), max_iter=max_iter)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        TABLE[backend](lambda a: (f(a),), [np.ones((2, 50))], [RNG.standard_normal((2, 50))])
+        _settle(backend)
+    of_ours = [w for w in told if issubclass(w.category, (GradientWarning, InaccurateWarning))]
+    assert {w.category for w in of_ours} == {category}
+    assert all(re.search(message, str(w.message)) for w in of_ours)
+
+
+@pytest.mark.parametrize("size", [1, 40, 300])
+def test_krylov_finds_the_least_norm_solution_in_any_unit(size: int) -> None:
+    """With none, one and more stages of kept vectors; against the decomposition."""
+    rng = np.random.default_rng(size)
+    left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+    values = np.where(np.arange(size) == max(size - 1, 1), 0, np.logspace(0, -3, size))
+    A, b = left * values @ right.T, rng.standard_normal(size) * [[1.0], [1e-200], [0.0]]
+    for unit in (1.0, 1e-100, 1e100):
+        x, singular, unsolved = least_squares(NUMPY_VERBS, lambda x, A=unit * A: x @ A.T, lambda y, A=unit * A: y @ A, b, 4 * size)
+        want = b[:1] @ np.linalg.pinv(A, rcond=1e-12).T
+        error = np.linalg.norm(unit * x * [[1.0], [1e200], [1.0]] - want * [[1.0], [1.0], [0.0]], axis=-1)
+        assert (error <= 1e-9 * np.linalg.norm(want)).all()
+        assert not unsolved.any() and (size == 1 or singular.tolist() == [True, True, False])
+
+
 @every_backend
 def test_what_is_no_root_is_told(backend: str) -> None:
     f = implicit_function(lambda a, u: u * u - a, lambda a: a / 2)
@@ -240,9 +302,18 @@ def test_misuse_of_the_residual(residual: Callable, solve: Callable, message: st
         implicit_function(residual, solve)(torch.tensor(B))
 
 
+@every_backend
+@pytest.mark.parametrize("solve", [lambda a: np.asarray(a) ** 0.5, lambda a: [1.0]])
+def test_a_solver_of_another_framework_is_told(backend: str, solve: Callable) -> None:
+    with pytest.raises(ValueError, match="got a (ndarray|list) from solve for theta of another framework; wanted .* or like="):
+        implicit_function(lambda a, u: u * u - a, solve)(tensor(backend, np.ones(3), "float32"))
+
+
 def test_unknown_method() -> None:
     with pytest.raises(ValueError, match="got the method 'lu'; wanted 'dense' or 'krylov'"):
         implicit_function(lambda a, u: u - a, lambda a: a, method="lu")
+    with pytest.raises(ValueError, match="got max_iter=0; wanted a positive integer"):
+        implicit_function(lambda a, u: u - a, lambda a: a, method="krylov", max_iter=0)
 
 
 def test_third_derivatives_are_refused() -> None:

@@ -249,6 +249,11 @@ WRONG = [
     (dict(f=np.zeros((4, 3, 2))), "f has batch shape .3,.; wanted .2,."),
     (dict(x0=np.zeros((2, 3))), "x0 has shape .2, 3.; wanted .*batch, 2."),
     (dict(F=np.zeros((2, 2))), "got F of shape .2, 2. and x0"),
+    (dict(f=None), "got None for f; wanted arrays: zeros"),
+    (dict(c=None, f=None), "got None for c and f; wanted arrays: zeros"),
+    (dict(horizon=5.0), "got horizon=5.0; wanted a positive integer"),
+    (dict(horizon="5"), "got horizon='5'; wanted a positive integer"),
+    (dict(horizon=0), "got horizon=0; wanted a positive integer"),
 ]
 
 
@@ -263,6 +268,9 @@ def test_a_horizon_is_needed_and_must_agree() -> None:
     values = problem(2, 1, 5, (2,), "ssss")
     with pytest.raises(ValueError, match="no array with an axis of time"):
         lqr(*values, horizon=None)
+    with pytest.raises(ValueError, match="got horizon=2.5; wanted a positive integer"):
+        lqr(*values, horizon=2.5)
+    assert lqr(*values, horizon=np.int64(3)).u.shape == (3, 2, 1)
     with pytest.raises(ValueError, match="C has 5 stages; wanted 6"):
         lqr(*problem(2, 1, 5, (2,), "bbbb"), horizon=6)
 

@@ -522,6 +522,15 @@ WRONG = [
     (dict(max_iter=0), "got max_iter=0"),
     (dict(horizon=0), "got horizon, n_state, n_ctrl"),
     (dict(cost=3.0), "cost is a float"),
+    (dict(horizon=5.0), "got horizon, n_state, n_ctrl = .5.0, 2, 1.; wanted positive integers"),
+    (dict(max_iter="3"), "got max_iter='3' and tol=None; wanted an integer"),
+    (dict(max_iter=2.5), "got max_iter=2.5"),
+    (dict(tol="tight"), "and tol='tight'; wanted .* a positive number or None"),
+    (dict(callback=3), "callback is a int; wanted a function"),
+    (dict(constraints=1.0), "constraints is a float; wanted a function of .x, u, params., or None"),
+    (dict(terminal_cost=np.eye(2)), "terminal_cost is a ndarray; wanted a function of .x, params., or None"),
+    (dict(terminal_constraints=[0.0]), "terminal_constraints is a list; wanted a function of .x, params., or None"),
+    (dict(slew=("bound", "little")), "slew is"),
 ]
 
 
@@ -535,6 +544,36 @@ def test_wrong_options_are_told(change: dict[str, Any], message: str) -> None:
 def test_ilqr_knows_bounds_on_controls_only(torch: Any) -> None:
     with pytest.raises(ValueError, match="method='ilqr' knows bounds on controls only"):
         MPC(integrator, effort, horizon=5, n_state=2, n_ctrl=1, x_upper=1.0, method="ilqr")(torch.ones(3, 2))
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", ["int32", "float16", "bfloat16"])
+def test_wrong_dtypes_are_told(backend: str, dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"x0 has dtype .*{dtype}.*; wanted float32 or float64"):
+        MPC(integrator, effort, horizon=5, n_state=2, n_ctrl=1)(tensor(backend, np.ones((3, 2)), dtype))
+
+
+@every_backend
+def test_sizes_of_numpy_and_starts_that_do_not_fit(backend: str) -> None:
+    sizes: dict[str, Any] = {name: np.int64(size) for name, size in (("horizon", 5), ("n_state", 2), ("n_ctrl", 1))}
+    with double(backend):
+        mpc = MPC(integrator, effort, max_iter=np.int64(20), **sizes)
+        one, two = (tensor(backend, 0.1 * np.ones((rows, 2)), "float64") for rows in (1, 2))
+        plan = mpc(two)
+        assert np.asarray(plan.info.converged).all() and np.asarray(mpc(two, warm_start=plan).info.converged).all()
+        for x0, longer, start, message in (
+            (one, mpc, plan, r"warm_start.x has shape \(5, 2, 2\); wanted \(5, \*batch, 2\) with 1 rows, as x0 has"),
+            (
+                two,
+                MPC(integrator, effort, horizon=6, n_state=2, n_ctrl=1),
+                plan,
+                r"warm_start.x has shape \(5, 2, 2\); wanted \(6, \*batch",
+            ),
+            (two, mpc, plan._replace(u=plan.x), r"warm_start.u has shape \(5, 2, 2\); wanted \(5, \*batch, 1\)"),
+            (two, mpc, 3.0, "warm_start is a float; wanted the Plan"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                longer(x0, warm_start=start)
 
 
 def test_wrong_shapes_are_told(torch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from scipy.special import expit, logit
 
 from cvxlayers.backend import BACKENDS
 from cvxlayers.topk import constrained_softmax, constrained_sparsemax, lml, softmax, sparsemax
-from tests.backends import TABLE, adapter, requested
+from tests.backends import TABLE, adapter, compiled, requested, tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ PROJECTIONS = {
 }
 every_projection = pytest.mark.parametrize("name", PROJECTIONS)
 every_backend = pytest.mark.parametrize("backend", requested())
+INF, NAN = np.inf, np.nan
 X = np.random.default_rng(0).standard_normal((4, 7))
 G = np.random.default_rng(1).standard_normal((4, 7))
 
@@ -245,14 +247,63 @@ def test_zero_temperature_is_the_hard_top_k_and_the_limit(backend: str) -> None:
     np.testing.assert_array_equal(lml(X, 2.5, 0), hard - 0.5 * (np.argsort(order) == 2))
 
 
+@every_backend
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_temperatures_in_an_array_are_those_numbers(backend: str, dtype: type) -> None:
+    """Zero, subnormal, so small that scores divided by it are infinite, and ordinary: one by one and in one array, compiled or not."""
+    tiny = float(np.finfo(dtype).tiny)
+    x, given = X.astype(dtype), np.array([[0.0], [tiny / 2**10], [4 * tiny], [0.5]], dtype)
+    want = np.stack([lml(row, 3, float(t)) for row, t in zip(x, given[:, 0], strict=True)])
+    np.testing.assert_array_equal(want[:3], np.stack([lml(row, 3, 0) for row in x[:3]]))
+    assert np.isfinite(want).all()
+    for wrap in (lambda f: f, functools.partial(compiled, backend)):
+        (y,), (by_x, by_t) = TABLE[backend](wrap(lambda x, t: (lml(x, 3, t),)), [x, given], [G.astype(dtype)])
+        np.testing.assert_allclose(y, want, rtol=0, atol=8 * np.finfo(dtype).eps)
+        assert (by_x[:3] == 0).all() and (by_t[:3] == 0).all() and (by_x[3] != 0).any() and by_t[3] != 0
+
+
+@pytest.mark.parametrize("wrong", [-0.5, NAN])
+def test_rows_of_a_wrong_temperature_in_compiled_code(wrong: float) -> None:
+    jax, tf = pytest.importorskip("jax"), pytest.importorskip("tensorflow")
+    given = np.array([[0.5], [wrong], [1.0], [0.0]])
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(jax.jit(lambda x, t: lml(x, 3, t)), X, given)
+        found = [np.asarray(a) for a in (y, *pull(jax.numpy.asarray(G)))]
+
+    @tf.function
+    def both(x: Any, t: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([x, t])
+            y = lml(x, 3, t)
+        return y, *tape.gradient(y, [x, t], output_gradients=tf.constant(G))
+
+    for y, by_x, by_t in (found, [a.numpy() for a in both(tf.constant(X), tf.constant(given))]):
+        assert np.isnan(y[1]).all() and (by_x[1] == 0).all() and by_t[1] == 0
+        for row in (0, 2, 3):
+            np.testing.assert_allclose(y[row], lml(X[row], 3, float(given[row, 0])), rtol=0, atol=1e-14)
+        assert np.isfinite(by_x).all() and np.isfinite(by_t).all()
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_half_precision(backend: str, dtype: str, name: str) -> None:
+    """As accurate as the dtype is."""
+    x = tensor(backend, X, dtype)
+    y = PROJECTIONS[name].call(x)
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(_floats(y), PROJECTIONS[name].call(np.array(_floats(x))), rtol=0, atol=0.05 if dtype == "bfloat16" else 0.01)
+
+
+def _floats(x: Any) -> list[list[float]]:
+    return [[float(v) for v in row] for row in x]
+
+
 @pytest.mark.parametrize("temperature", [0, 1e-9, 1.0])
 def test_equal_scores_share(temperature: float) -> None:
     np.testing.assert_allclose(lml([2.0, 2.0, 2.0, 2.0], 3, temperature), 0.75, rtol=1e-12)
     if temperature < 1:
         np.testing.assert_allclose(lml([5.0, 1.0, 1.0, 1.0, 0.0], 2, temperature), [1, 1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-9)
-
-
-INF, NAN = np.inf, np.nan
 
 
 @every_backend
@@ -330,6 +381,8 @@ def test_soft_top_k_of_one_is_not_softmax_but_sums_like_it() -> None:
         (lambda: lml(X, NAN), r"got k = nan; wanted"),
         (lambda: lml(X, 3, -1.0), r"got the temperature -1.0; wanted 0 or more"),
         (lambda: lml(X, 3, NAN), r"got the temperature nan; wanted 0 or more"),
+        (lambda: lml(X, 3, np.array([[1.0], [2.0], [-1e-3], [1.0]])), r"got the temperature (?s:.*)-1.e-03(?s:.*); wanted 0 or more"),
+        (lambda: lml(X, np.array([1, 2, 3, 4])), r"got k of type ndarray; wanted a number, one for all rows"),
         (lambda: softmax(1.0), "got a number; wanted an array"),
         (lambda: softmax(np.arange(3)), "got an array of dtype int64; wanted a floating one"),
         (lambda: constrained_softmax(X, np.ones(3)), r"got arrays of shapes \[\(4, 7\), \(3,\)\]; wanted last axes of one length"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from cvxlayers.backend import Verbs, verbatim
 from cvxlayers.thresholds import floats
@@ -54,18 +57,25 @@ def dcem(
     noise, or the framework's own: a torch.Generator, a JAX key, a tf.random.Generator.
 
     Gradients pass through samples and weights to mean, scale, bounds, and whatever ``cost`` reaches. Raises ValueError for counts that
-    do not fit and for a cost of the wrong shape. Method: Amos, Yarats, "The differentiable cross-entropy method", 2020.
+    do not fit, a negative scale, crossed bounds (in compiled code, NaN rows) and a cost of the wrong shape. Method: Amos, Yarats, "The
+    differentiable cross-entropy method", 2020.
 
     >>> import numpy as np
     >>> found = dcem(lambda x: ((x - 0.3) ** 2).sum(-1), np.zeros(2), 1.0, n_iter=20, temperature=0)
     >>> found.mean.round(2)
     array([0.3, 0.3])
     """
-    if not 1 <= n_elite <= n_sample or n_iter < 1:
-        raise ValueError(f"got n_sample={n_sample}, n_elite={n_elite}, n_iter={n_iter}; wanted 1 <= n_elite <= n_sample and 1 <= n_iter")
+    whole = isinstance(n_sample, Integral) and isinstance(n_iter, Integral)
+    if not whole or not 1 <= n_elite <= n_sample or n_iter < 1:
+        raise ValueError(
+            f"got n_sample={n_sample}, n_elite={n_elite}, n_iter={n_iter}; wanted 1 <= n_elite <= n_sample and 1 <= n_iter, integers"
+        )
+    if seed is None or isinstance(seed, (float, str)):
+        raise ValueError(f"got seed={seed!r}; wanted an int, which repeats the noise in every call, or a generator or key of the framework")
     verbs, (mean, scale) = floats(mean, scale)
     xp, cost = verbs.xp, verbs.users(cost)
     lower, upper = (None if b is None else verbs.asarray(b, mean) + xp.zeros_like(mean) for b in (lower, upper))
+    valid = _valid(verbs, scale, lower, upper)
 
     def iterate(state: tuple[Any, ...], noise: tuple[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         mean, scale, best, lowest = state
@@ -87,13 +97,32 @@ def dcem(
     (noise,) = verbs.constant(lambda mean: (_noise(verbs, seed, mean, n_iter, n_sample),), (len(mean.shape),), mean)
     worst = xp.zeros_like(mean[..., 0]) + float("inf")
     (mean, scale, best, _), trace = verbs.scan(iterate, (mean, scale, mean, worst), (noise,))
+    if valid is not None:
+        mean, scale, best, *trace = (
+            xp.where(valid if k == 5 else valid[..., None], a, float("nan")) for k, a in enumerate((mean, scale, best, *trace))
+        )
     return Search(mean, scale, best, Trace(*trace))
+
+
+def _valid(verbs: Verbs, scale: Any, lower: Any, upper: Any) -> Any:
+    """Which rows (*batch) have a scale and bounds that can be, or None where values are at hand and all have; raises ValueError there."""
+    xp, valid, known = verbs.xp, scale >= 0, verbs.known(scale)
+    if known is not None and np.any(known < 0):
+        raise ValueError(f"got a scale of {np.min(known)}; wanted standard deviations, 0 or more")
+    told = known is not None
+    if lower is not None and upper is not None:
+        valid, low, high = valid & (lower <= upper), verbs.known(lower), verbs.known(upper)
+        if low is not None and high is not None and np.any(low > high):
+            which = np.argmax(low > high)
+            raise ValueError(f"got the bounds lower={low.flat[which]} and upper={high.flat[which]} of one entry; wanted lower <= upper")
+        told = told and low is not None and high is not None
+    return None if told else xp.all(valid, axis=-1)
 
 
 def _noise(verbs: Verbs, seed: Any, mean: Any, n_iter: int, n_sample: int) -> Any:
     """Draws (n_iter, *batch, n_sample, d)."""
     *batch, size = mean.shape
-    return verbs.normal(seed, (n_iter, *batch, n_sample, size), mean)
+    return verbs.normal(int(seed) if isinstance(seed, Integral) else seed, (n_iter, *batch, n_sample, size), mean)
 
 
 def _standardized(verbs: Verbs, v: Any, normalize: bool) -> Any:

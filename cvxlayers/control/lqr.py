@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,10 @@ def lqr(C: Any, c: Any, F: Any, f: Any, x0: Any, horizon: int | None = None) -> 
     [[-0.5], [0.0]]
     """
     given = {"C": C, "c": c, "F": F, "f": f, "x0": x0}
+    if missing := [name for name, a in given.items() if a is None]:
+        raise ValueError(f"got None for {' and '.join(missing)}; wanted arrays: zeros, as np.zeros(n) for f, where there is no such term")
+    if horizon is not None and (not isinstance(horizon, Integral) or horizon < 1):
+        raise ValueError(f"got horizon={horizon!r}; wanted a positive integer, or None where an array has an axis of time")
     like = next((a for a in given.values() if backend_of(a) is not NUMPY), np.zeros(0))
     verbs = backend_of(like).verbs
     xp = verbs.xp

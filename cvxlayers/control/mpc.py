@@ -172,6 +172,15 @@ class MPC:
         """Where to start, (T, B, s): at rest, or at the last plan shifted by one stage."""
         xp, problem = backend_of(x0).verbs.xp, self.problem
         if warm_start is not None:
+            if not hasattr(warm_start, "x") or not hasattr(warm_start, "u"):
+                raise ValueError(f"warm_start is a {type(warm_start).__name__}; wanted the Plan that the last call returned, or None")
+            for name, a, width in (("x", warm_start.x, problem.n_state), ("u", warm_start.u, problem.n_ctrl)):
+                rows, shape = int(np.prod(tuple(a.shape)[1:-1])), (*tuple(a.shape)[:1], *tuple(a.shape)[-1:])
+                if shape != (problem.horizon, width) or rows != x0.shape[0]:
+                    raise ValueError(
+                        f"warm_start.{name} has shape {tuple(a.shape)}; wanted ({problem.horizon}, *batch, {width}) with {x0.shape[0]} "
+                        "rows, as x0 has: the plan of the same horizon for the same batch, or None"
+                    )
             parts = [xp.reshape(a, (problem.horizon, x0.shape[0], a.shape[-1])) for a in (warm_start.x, warm_start.u)]
             tau = backend_of(x0).verbs.stop(xp.concat(parts, axis=-1))
             return xp.where(xp.isfinite(tau), xp.concat([tau[1:], tau[-1:]], axis=0), xp.zeros_like(tau))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,13 @@ class Options:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; wanted one of {', '.join(map(repr, choices))}")
-        if self.max_iter < 1 or (self.tol is not None and not self.tol > 0):
-            raise ValueError(f"got max_iter={self.max_iter} and tol={self.tol}; wanted at least 1, and a positive number or None")
+        iterations = isinstance(self.max_iter, Integral) and self.max_iter >= 1
+        if not iterations or (self.tol is not None and not (isinstance(self.tol, Real) and self.tol > 0)):
+            raise ValueError(
+                f"got max_iter={self.max_iter!r} and tol={self.tol!r}; wanted an integer of at least 1, and a positive number or None"
+            )
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback is a {type(self.callback).__name__}; wanted a function of a dict, or None")
 
     @property
     def exact(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ class Problem:
     soft: tuple[str, Any, tuple[str, ...]] | None
     slew: tuple[str, Any] | None
 
+    def __post_init__(self) -> None:
+        """Sizes as integers of Python's, which all frameworks take as shapes."""
+        for name in ("horizon", "n_state", "n_ctrl"):
+            if isinstance(size := getattr(self, name), Integral):
+                object.__setattr__(self, name, int(size))
+
     def made(self, wrap: Callable[[Any], Any]) -> Problem:
         """The problem with every function of the user's wrapped."""
         names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
@@ -53,12 +60,12 @@ class Problem:
 def check(problem: Problem) -> None:
     """Raise ValueError for a problem that cannot be stated."""
     sizes = (problem.horizon, problem.n_state, problem.n_ctrl)
-    if any(not isinstance(size, int) or size < 1 for size in sizes):
+    if any(not isinstance(size, Integral) or size < 1 for size in sizes):
         raise ValueError(f"got horizon, n_state, n_ctrl = {sizes}; wanted positive integers")
     for name, pair, kinds in (("soft", problem.soft, ("l1", "quadratic")), ("slew", problem.slew, ("quadratic", "bound"))):
         if pair is not None:
             known = backend_of(pair[1]).verbs.known(pair[1])
-            if pair[0] not in kinds or (known is not None and not np.all(known > 0)):
+            if pair[0] not in kinds or (known is not None and not (known.dtype.kind in "iuf" and np.all(known > 0))):
                 raise ValueError(f"{name} is {pair[:2]}; wanted ({kinds[0]!r} or {kinds[1]!r}, a positive number or numbers)")
     if problem.soft is not None:
         for name in problem.soft[2]:
@@ -72,6 +79,16 @@ def check(problem: Problem) -> None:
     for name, function in (("dynamics", problem.dynamics), ("cost", problem.cost)):
         if not callable(function) and not isinstance(function, (LinearDynamics, QuadraticCost)):
             raise ValueError(f"{name} is a {type(function).__name__}; wanted a function of (x, u, params), LinearDynamics or QuadraticCost")
+    for name in ("terminal_cost", "constraints", "terminal_constraints"):
+        if (function := getattr(problem, name)) is not None and not callable(function):
+            wanted = "(x, u, params)" if name == "constraints" else "(x, params)"
+            raise ValueError(f"{name} is a {type(function).__name__}; wanted a function of {wanted}, or None")
+
+
+def check_start(x0: Any) -> None:
+    """Raise ValueError for an x0 of a dtype in which nothing can be planned."""
+    if not any(name in str(x0.dtype) for name in ("float32", "float64")):
+        raise ValueError(f"x0 has dtype {x0.dtype}; wanted float32 or float64")
 
 
 @dataclass(frozen=True)
@@ -228,6 +245,7 @@ def _by_rows(name: str, function: Callable, batch: tuple[int, ...], n: int, para
 
 def widths_of(problem: Problem, x0: Any, params: Any) -> tuple[int, int]:
     """How many path and terminal constraints there are, asked of the functions themselves."""
+    check_start(x0)
     xp = backend_of(x0).verbs.xp
     u = xp.zeros_like(x0[..., :1]) + xp.zeros_like(xp.broadcast_to(x0[..., :1], (*x0.shape[:-1], problem.n_ctrl)))
     path = 0 if problem.constraints is None else problem.constraints(x0, u, params).shape[-1]

@@ -220,7 +220,7 @@ def _known(x: Any) -> np.ndarray | None:
     """Also the values below the transforms of torch.func, whose levels a reader of values need not see."""
     while FUNCTORCH.is_functorch_wrapped_tensor(x):
         x = FUNCTORCH.get_unwrapped(x)
-    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.dtype == torch.bfloat16:  # which NumPy does not have
         return None
     with torch._C._DisableFuncTorch():
         return x.detach().numpy()
