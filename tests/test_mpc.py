@@ -517,6 +517,8 @@ def test_graphs_of_tensorflow() -> None:
 WRONG = [
     (dict(method="newton"), "method is 'newton'; wanted one of 'auto', 'sqp', 'ilqr'"),
     (dict(soft=("l2", 1.0), constraints=_slow), "soft is"),
+    (dict(soft=("l1",)), r"soft is \('l1',\); wanted \(a kind, a positive number"),
+    (dict(slew=3.0), r"slew is 3.0; wanted \(a kind, a positive number"),
     (dict(soft=("l1", 1.0)), "soft says how to penalize constraints"),
     (dict(slew=("bound", -1.0)), "slew is"),
     (dict(max_iter=0), "got max_iter=0"),
@@ -578,6 +580,8 @@ def test_sizes_of_numpy_and_starts_that_do_not_fit(backend: str) -> None:
 
 def test_wrong_shapes_are_told(torch: Any) -> None:
     given: dict[str, Any] = dict(horizon=5, n_state=2, n_ctrl=1)
+    with pytest.raises(ValueError, match="x0 is a list; wanted an array"):
+        MPC(integrator, effort, **given)([[0.0, 0.0]])
     with pytest.raises(ValueError, match="x0 has shape .3, 4.; wanted .*batch, 2."):
         MPC(integrator, effort, **given)(torch.ones(3, 4))
     with pytest.raises(ValueError, match="u_upper has shape .2,.; wanted .1,., .T, ....*T = 5"):

@@ -85,6 +85,9 @@ class MPC:
         callback: Callable | None = None,
     ) -> None:
         bounds = {name: value for name, value in zip(BOUNDS, (u_lower, u_upper, x_lower, x_upper), strict=True) if value is not None}
+        for name, pair, sizes in (("soft", soft, (2, 3)), ("slew", slew, (2,))):
+            if pair is not None and not (isinstance(pair, (tuple, list)) and len(pair) in sizes):
+                raise ValueError(f"{name} is {pair!r}; wanted (a kind, a positive number or numbers), as the docstring says")
         slew = None if slew is None else (slew[0], slew[1])
         if soft is not None:
             named = soft[2] if len(soft) > 2 else ()
@@ -100,6 +103,8 @@ class MPC:
 
         ``warm_start`` is the last plan, which is shifted by one stage. ``rti`` takes one step only and differentiates that.
         """
+        if not hasattr(x0, "shape"):
+            raise ValueError(f"x0 is a {type(x0).__name__}; wanted an array (*batch, n) of float32 or float64")
         options, verbs = self.options, backend_of(x0).verbs
         problem = self.problem.made(verbs.users)
         xp, batch, n = verbs.xp, tuple(x0.shape)[:-1], problem.n_state
