@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -246,6 +247,19 @@ def test_the_limit_on_threads(monkeypatch):
         monkeypatch.setenv(threads.VARIABLE, bad)
         with pytest.raises(ValueError, match="CVXLAYERS_NUM_THREADS is .*; wanted a positive number of threads"):
             threads.limit()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this platform binds no threads")
+def test_helpers_run_where_the_caller_does_not(monkeypatch):
+    allowed = os.sched_getaffinity(0)
+    monkeypatch.setattr(threads, "FEW", 1000)
+    for here in sorted(allowed)[:2] * 2:
+        monkeypatch.setattr(threads, "_here", lambda here=here: here)
+        for _ in range(3):  # a run may be the one that makes a helper, where those there are not idle yet
+            time.sleep(0.02)
+            threads.run(lambda first, last: None, 40, 2)
+        wanted = (allowed - {here}) or allowed
+        assert threads._helpers and all(os.sched_getaffinity(helper.native_id or 0) == wanted for helper in threads._helpers)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")

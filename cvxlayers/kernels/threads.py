@@ -7,9 +7,12 @@ call `run`. What a block computes does not depend on who computes it.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 
 VARIABLE = "CVXLAYERS_NUM_THREADS"
@@ -19,12 +22,18 @@ SHARES = 4
 LARGE = 3e5
 """Products of lanes from which on a second thread pays for being woken."""
 
+FEW = 3
+"""Helpers that are kept off the caller's processor: more find places by themselves, and each costs a call of the system."""
+
 _pool: ThreadPoolExecutor | None = None
+_helpers: list[threading.Thread] = []
+_kept_off: frozenset[int] = frozenset()
 
 
 def _forget() -> None:
-    global _pool
-    _pool = None
+    global _pool, _kept_off
+    _pool, _kept_off = None, frozenset()
+    _helpers.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -84,6 +93,7 @@ def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0, work: fl
                 stopped = True
                 raise
 
+    _keep_off()
     helpers = [_executor().submit(take) for _ in range(threads - 1)]
     try:
         take()
@@ -95,10 +105,41 @@ def run(task: Callable[[int, int], object], blocks: int, jobs: int = 0, work: fl
         raise errors[0]
 
 
+def _processor() -> Callable[[], int] | None:
+    """The function that tells on which processor the calling thread runs, where the system has it."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
+_here = _processor()
+
+
+def _keep_off() -> None:
+    """Let helpers run where the caller does not: a thread woken where it slept last may wait there until the caller has done it all."""
+    global _kept_off
+    if _here is None or not 0 < len(_helpers) <= FEW:
+        return
+    allowed = frozenset(os.sched_getaffinity(0)) - {_here()}
+    if not allowed or allowed == _kept_off:
+        return
+    for helper in tuple(_helpers):
+        if helper.is_alive() and helper.native_id is not None:
+            with suppress(OSError):  # it is a matter of speed alone, and some systems forbid it
+                os.sched_setaffinity(helper.native_id, allowed)
+    _kept_off = allowed
+
+
+def _arrive() -> None:
+    global _kept_off
+    _helpers.append(threading.current_thread())
+    _kept_off = frozenset()
+
+
 def _executor() -> ThreadPoolExecutor:
     global _pool
     pool = _pool
     if pool is None:
         # Two threads may both come here: the pool that loses finishes what it was given and is then collected.
-        _pool = pool = ThreadPoolExecutor(max(cores(), limit()), thread_name_prefix="cvxlayers")
+        _pool = pool = ThreadPoolExecutor(max(cores(), limit()), "cvxlayers", _arrive)
     return pool
