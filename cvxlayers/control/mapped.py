@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,6 @@ def mapped_problem(verbs: Any, problem: Problem, params: Any, leaves: Any, given
     whole = [verbs.xp.broadcast_to(a, (*lead, *leaf.shape)) for a, leaf in zip(given, leaves, strict=True)]
 
     def each(function: Any) -> Any:
-        if not callable(function):
-            return function
-
         def called(*states: Any) -> Any:
             front = len(states[0].shape) - 1 - batch - len(lead)
 
@@ -47,5 +43,4 @@ def mapped_problem(verbs: Any, problem: Problem, params: Any, leaves: Any, given
 
         return called
 
-    names = ("dynamics", "cost", "terminal_cost", "constraints", "terminal_constraints")
-    return replace(problem, **{name: each(getattr(problem, name)) for name in names})
+    return problem.made(each)
